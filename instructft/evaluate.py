@@ -1,0 +1,187 @@
+"""Before against after: what tuning bought, and what it cost.
+
+Answers are greedy, so that a figure can be measured again.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+
+@contextmanager
+def _evaluating(model):
+    """Switch dropout off for a while: a trainer leaves it on."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+def answers(
+    model,
+    tokenizer,
+    prompts: Sequence[list[dict]],
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[str]:
+    """Ask a model: n prompts (lists of messages) in, n answers out.
+
+    Greedy decoding, padded on the left, prompts of like length together.
+    The answer is the decoded text without special tokens, stripped.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    texts = [
+        tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=False
+        )
+        for prompt in prompts
+    ]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found = [""] * len(texts)
+    starts = range(0, len(order), batch_size)
+    with _evaluating(model), torch.inference_mode():
+        for start in tqdm(starts, disable=not progress, unit="batch"):
+            batch = order[start : start + batch_size]
+            asked = tokenizer(
+                [texts[i] for i in batch],
+                add_special_tokens=False,  # the template wrote them
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+            ).to(model.device)
+            replies = model.generate(
+                **asked,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new = replies[:, asked["input_ids"].shape[1] :]
+            for i, reply in zip(batch, new, strict=True):
+                text = tokenizer.decode(reply, skip_special_tokens=True)
+                found[i] = text.strip()
+    return found
+
+
+def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> float:
+    """Return the share of predictions that equal their target, 0 to 1.
+
+    >>> exact_match(["yes", "No"], ["yes", "no"])
+    0.5
+
+    Raises ValueError if the lengths differ or nothing is given.
+    """
+    if len(predictions) != len(targets) or not targets:
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(targets)} targets: "
+            "give one prediction a target, and at least one"
+        )
+    pairs = zip(predictions, targets, strict=True)
+    return sum(a.strip() == b.strip() for a, b in pairs) / len(targets)
+
+
+def in_format(predictions: Sequence[str], allowed: Sequence[str]) -> float:
+    """Return the share of predictions that are one of the allowed labels.
+
+    >>> in_format(["yes", "Yes, it is"], allowed=["yes", "no"])
+    0.5
+    """
+    wanted = {label.strip() for label in allowed}
+    return sum(p.strip() in wanted for p in predictions) / len(predictions)
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a share seen in `count` rows.
+
+    Wilson, "Probable inference", JASA 22 (1927).
+
+    >>> [round(end, 2) for end in interval(0.9, 100)]
+    [0.83, 0.94]
+    """
+    z = 1.959964
+    middle = share + z * z / (2 * count)
+    spread = z * (
+        share * (1 - share) / count + z * z / (4 * count * count)
+    ) ** 0.5
+    whole = 1 + z * z / count
+    return (middle - spread) / whole, (middle + spread) / whole
+
+
+def text_loss(
+    model,
+    tokenizer,
+    texts: Sequence[str],
+    batch_size: int = 8,
+    max_length: int = 512,
+) -> float:
+    """Return the mean cross-entropy, in nats a token, on plain texts.
+
+    The mean goes over tokens, not over batches, so it does not depend on
+    the batch size. Compare it before and after tuning: what it rises is
+    forgetting.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    order = sorted(texts, key=len)
+    total, count = 0.0, 0
+    with _evaluating(model), torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = tokenizer(
+                order[start : start + batch_size],
+                add_special_tokens=False,
+                padding=True,
+                padding_side="right",
+                truncation=True,
+                max_length=max_length,
+                return_tensors="pt",
+            ).to(model.device)
+            logits = model(**batch).logits[:, :-1]
+            target = batch["input_ids"][:, 1:].clone()
+            target[batch["attention_mask"][:, 1:] == 0] = -100
+            total += cross_entropy(
+                logits.float().flatten(0, 1),
+                target.flatten(),
+                ignore_index=-100,
+                reduction="sum",
+            ).item()
+            count += int((target != -100).sum())
+    return total / count
+
+
+def agreement(
+    one, other, tokenizer, prompts: Sequence[list[dict]]
+) -> dict[str, float]:
+    """Compare two models' next-token distributions after each prompt.
+
+    Returns `largest_logit_gap`, `relative_logit_gap` (the largest gap as a
+    share of the largest logit's size), `same_top_1` (share of prompts) and
+    `mean_kl` (nats, of `other` from `one`).
+    """
+    import torch
+
+    gaps, sizes, same, divergences = [], [], [], []
+    with _evaluating(one), _evaluating(other), torch.inference_mode():
+        for prompt in prompts:
+            ids = tokenizer.apply_chat_template(
+                prompt,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+            )["input_ids"].to(one.device)
+            a = one(ids).logits[0, -1].float()
+            b = other(ids.to(other.device)).logits[0, -1].float().to(a.device)
+            gaps.append((a - b).abs().max().item())
+            sizes.append(a.abs().max().item())
+            same.append(float(a.argmax() == b.argmax()))
+            p, q = a.log_softmax(-1), b.log_softmax(-1)
+            divergences.append((p.exp() * (p - q)).sum().item())
+    return {
+        "largest_logit_gap": max(gaps),
+        "relative_logit_gap": max(gaps) / max(sizes),
+        "same_top_1": sum(same) / len(same),
+        "mean_kl": sum(divergences) / len(divergences),
+    }

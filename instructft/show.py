@@ -1,0 +1,287 @@
+"""How all this looks in a notebook, each picture with a plain-text twin.
+
+The only module that touches IPython, ipywidgets and matplotlib; no other
+module imports it. Text is always escaped: it is data, never markup.
+"""
+
+import base64
+import inspect
+import io
+import json
+from collections.abc import Callable, Sequence
+from html import escape
+from textwrap import shorten
+
+from instructft.masking import IGNORE
+
+CELL = "padding:2px 10px 2px 0;text-align:left;vertical-align:top"
+SEEN = "background:#1b7f4b;color:#fff"
+HIDDEN = "background:#e3e3e3;color:#333"
+RED = "background:#b3261e;color:#fff"
+
+
+class View:
+    """Something to look at: HTML or a picture, and the same as text."""
+
+    def __init__(self, text: str, html: str = "", png: bytes = b"", data=None):
+        self.text, self.html, self.png, self.data = text, html, png, data
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        bundle: dict = {"text/plain": self.text}
+        if self.html:
+            bundle["text/html"] = self.html
+        if self.png:
+            bundle["image/png"] = base64.b64encode(self.png).decode()
+        if self.data is not None:
+            bundle["application/json"] = self.data
+        return bundle
+
+
+def _chip(text: str, style: str, title: str = "") -> str:
+    visible = escape(text.replace("\n", "\u21b5")) or "&nbsp;"
+    return (
+        f'<span title="{escape(title)}" style="{style};padding:1px 3px;'
+        'margin:1px;border-radius:3px;display:inline-block;'
+        f'font-family:monospace;white-space:pre">{visible}</span>'
+    )
+
+
+def tokens(
+    tokenizer,
+    token_ids: Sequence[int],
+    labels: Sequence[int],
+    losses: Sequence[float] | None = None,
+) -> View:
+    """Show tokens one by one, those that the loss sees in green.
+
+    n ids, n labels and, if given, n losses in nats (the loss of *this*
+    token, not of the next). In the text twin a seen token stands in
+    [brackets].
+    """
+    chips, text = [], []
+    losses = losses if losses is not None else [None] * len(token_ids)
+    for token, label, loss in zip(token_ids, labels, losses, strict=True):
+        piece = tokenizer.decode([token])
+        hidden = label == IGNORE
+        title = f"id {token}, label {label}"
+        if loss is not None and not hidden:
+            title += f", loss {loss:.3f}"
+        chips.append(_chip(piece, HIDDEN if hidden else SEEN, title))
+        if "\n" in piece:
+            chips.append("<br>")
+        text.append(piece if hidden else f"[{piece}]")
+    legend = (
+        f"<p>{_chip('in the loss', SEEN)} {_chip('hidden (-100)', HIDDEN)}"
+        " &nbsp;point at a token for its id and label</p>"
+    )
+    return View("".join(text), legend + "".join(chips))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return str(value)
+
+
+def table(rows: Sequence[dict], width: int = 60) -> View:
+    """Show rows (dicts with the same keys) as a table.
+
+    Text longer than `width` characters is shortened in the text twin.
+
+    >>> table([{"rate": 0.25, "rows": 4}])
+    rate  rows
+    0.25  4
+    """
+    if not rows:
+        return View("(no rows)", "<p>(no rows)</p>")
+    names = list(rows[0])
+    cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
+    short = [
+        [shorten(c, width, placeholder=" ...") for c in line] for line in cells
+    ]
+    widths = [
+        max(len(line[i]) for line in [names, *short])
+        for i in range(len(names))
+    ]
+    text = "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True))
+        .rstrip()
+        for line in [names, *short]
+    )
+    head = "".join(f'<th style="{CELL}">{escape(n)}</th>' for n in names)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td style="{CELL}">{escape(c)}</td>' for c in line)
+        + "</tr>"
+        for line in cells
+    )
+    return View(text, f"<table><tr>{head}</tr>{body}</table>")
+
+
+def gate(checks: Sequence) -> View:
+    """Show the lines of a preflight, red ones with their remedy."""
+    text, html = [], []
+    for check in checks:
+        mark, style = ("ok", SEEN) if check.ok else ("RED", RED)
+        said = check.seen + ("" if check.ok else f"; {check.remedy}")
+        text.append(f"{mark:4}{check.name}: {said}")
+        html.append(
+            f'<tr><td style="{CELL}">{_chip(mark, style)}</td>'
+            f'<td style="{CELL}">{escape(check.name)}</td>'
+            f'<td style="{CELL}">{escape(said)}</td></tr>'
+        )
+    return View("\n".join(text), f"<table>{''.join(html)}</table>")
+
+
+def conversation(messages: Sequence[dict]) -> View:
+    """Show messages as turns of a conversation."""
+    colours = {"user": "#2b5fb3", "assistant": "#1b7f4b"}
+    html = "".join(
+        f'<div style="border-left:4px solid {colours.get(m["role"], "#888")};'
+        'padding:2px 10px;margin:6px 0;white-space:pre-wrap">'
+        f"<b>{escape(m['role'])}</b><br>{escape(m['content'])}</div>"
+        for m in messages
+    )
+    return View("\n".join(f"{m['role']}: {m['content']}" for m in messages), html)
+
+
+def _png(figure) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    file = io.BytesIO()
+    FigureCanvasAgg(figure)
+    # a fixed creator keeps a picture byte-identical from run to run
+    figure.savefig(file, dpi=100, metadata={"Software": None})
+    return file.getvalue()
+
+
+def curve(log_history: Sequence[dict], name: str = "loss") -> View:
+    """Draw a logged figure against training steps.
+
+    `log_history` is `trainer.state.log_history`; `name` one of its keys.
+    Raises ValueError if nothing of that name was logged.
+    """
+    from matplotlib.figure import Figure
+
+    points = [(e["step"], e[name]) for e in log_history if name in e]
+    if not points:
+        raise ValueError(
+            f"{name!r} was never logged: set logging_steps lower, or choose "
+            f"one of {sorted({key for e in log_history for key in e})}"
+        )
+    steps, values = zip(*points, strict=True)
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, values, marker="o", markersize=3)
+    axes.set(xlabel="step", ylabel=name, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    text = "\n".join(
+        f"step {step:4}  {name} {value:.3f}  "
+        + "#" * round(40 * value / max(values))
+        for step, value in points
+    )
+    return View(text, png=_png(figure))
+
+
+def bars(
+    groups: dict[str, dict[str, float]],
+    spread: dict[str, dict[str, tuple[float, float]]] | None = None,
+) -> View:
+    """Draw shares (0 to 1) as bars: {"before": {"movie": 0.1}, ...}.
+
+    `spread` gives, under the same names, the low and high end of each.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(next(iter(groups.values())))
+    figure = Figure(figsize=(6, 2.8), layout="constrained")
+    axes = figure.subplots()
+    each = 0.8 / len(groups)
+    text = []
+    for i, (group, shares) in enumerate(groups.items()):
+        at = [x + each * i for x in range(len(names))]
+        heights = [shares[name] for name in names]
+        ends = [(spread or {}).get(group, {}).get(n) for n in names]
+        errors = [
+            [max(0, h - e[0]) if e else 0 for h, e in zip(heights, ends)],
+            [max(0, e[1] - h) if e else 0 for h, e in zip(heights, ends)],
+        ]
+        drawn = axes.bar(at, heights, each * 0.92, label=group, yerr=errors)
+        axes.bar_label(drawn, [f"{h:.0%}" for h in heights], padding=2)
+        for name, height, end in zip(names, heights, ends, strict=True):
+            line = f"{group:10} {name:24} {height:6.1%}"
+            text.append(line + (f"  ({end[0]:.1%} to {end[1]:.1%})" if end else ""))
+    middle = each * (len(groups) - 1) / 2
+    axes.set_xticks([x + middle for x in range(len(names))], names)
+    axes.set(ylim=(0, 1.12), yticks=[0, 0.5, 1])
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return View("\n".join(text), png=_png(figure))
+
+
+def result(figures: dict) -> View:
+    """Show a run's figures, and hand them on as JSON.
+
+    `python -m instructft study NN` collects the JSON of the cell tagged
+    `result`.
+
+    >>> result({"exact_match": 0.5})
+    figure       value
+    exact_match  0.5
+    """
+    clean = json.loads(json.dumps(figures))
+    shown = table([{"figure": k, "value": v} for k, v in clean.items()])
+    return View(shown.text, shown.html, data=clean)
+
+
+def source(function: Callable) -> View:
+    """Show a function's own source: no copy to drift."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    text = inspect.getsource(function).rstrip()
+    html = highlight(text, PythonLexer(), HtmlFormatter(noclasses=True))
+    return View(text, html)
+
+
+def chat(ask: Callable[[list[dict]], str], system: str | None = None):
+    """Return a widget to talk with a model; `ask` takes messages.
+
+    Its plain twin is a call of `ask`. "Start over" forgets the turns.
+    """
+    import ipywidgets as widgets
+
+    line = widgets.Text(
+        placeholder="write here and press Enter",
+        continuous_update=False,
+        layout={"width": "70%"},
+    )
+    again = widgets.Button(description="Start over")
+    # an Output shows escaped views only; widgets.HTML would take markup
+    turns = widgets.Output()
+    start = [{"role": "system", "content": system}] if system else []
+    said = list(start)
+
+    def draw():
+        turns.clear_output(wait=True)
+        turns.append_display_data(conversation(said))
+
+    def send(change):
+        if not change["new"].strip():
+            return
+        said.append({"role": "user", "content": change["new"].strip()})
+        line.value = ""
+        draw()
+        said.append({"role": "assistant", "content": ask(list(said))})
+        draw()
+
+    def forget(_):
+        said[:] = start
+        draw()
+
+    line.observe(send, names="value")
+    again.on_click(forget)
+    return widgets.VBox([turns, widgets.HBox([line, again])])

