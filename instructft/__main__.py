@@ -110,8 +110,8 @@ CAUSES = {
     r"(.+)\Z": "{0}: mend what it names",
 }
 DOING = (
-    r"^ *((?:Collecting|Downloading|Using cached|Building|Preparing|"
-    r"Installing) .*)"
+    r"^ *((?:Collecting|Downloading|Using cached|Processing|Building|"
+    r"Obtaining|Preparing|Installing) .*)"
 )
 
 
@@ -191,6 +191,7 @@ def lab_command(python: str) -> list:
     It listens on this machine only, makes a token anew at each start (or
     takes JUPYTER_TOKEN) and asks no one for news, updates or extensions.
     """
+    root = hasattr(os, "geteuid") and os.geteuid() == 0  # in a container
     return [
         python,
         "-m",
@@ -201,7 +202,7 @@ def lab_command(python: str) -> list:
         "--LabApp.check_for_updates_class="
         "jupyterlab.handlers.announcements.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
-    ]
+    ] + ["--allow-root"] * root
 
 
 def hand_over(words: list) -> int:
@@ -283,32 +284,32 @@ class Environment:
             self.folder = os.path.join(ROOT, ".venv")
             inside = "Scripts/python.exe" if os.name == "nt" else "bin/python"
             self.python = self.path(*inside.split("/"))
-        self.lock = None
+        self.seen, self.lock = (), None
 
     def ready(self, extra: str) -> str:
         """Install what is missing; return the environment's python."""
         if self.missing(extra):
             self.claim()
             try:
-                if self.missing(extra):  # or did another start see to it?
-                    self.install(extra)
+                self.install(extra)  # what another start has not by now
             finally:
                 self.lock.close()
         return self.python
 
     def missing(self, extra: str) -> list:
         """Return the parts yet to be installed: base, the extra, data."""
-        here = self.done()
-        return [part for part in ("base", extra, "data") if part not in here]
+        wanted = ("base", extra, "data") if extra else ("base", "data")
+        done = self.done()
+        return [part for part in wanted if part not in done]
 
     def done(self) -> list:
-        """Return the parts that the stamp vouches for, and no extra."""
+        """Return the parts that the stamp vouches for."""
         try:
             with open(self.path(STAMP)) as file:
                 stamp = json.load(file)
-            return [""] + stamp["done"] * (stamp["of"] == self.digest())
+            return stamp["done"] if stamp["of"] == self.digest() else []
         except (OSError, ValueError, KeyError, TypeError):
-            return [""]
+            return []
 
     def digest(self) -> str:
         """Hash what an installation depends on."""
@@ -324,7 +325,10 @@ class Environment:
             "import os, sys; os.path.samefile(sys.prefix, sys.argv[1]) "
             "and print(*sys.version_info[:2])"
         )
-        return tuple(map(int, self.ask("-c", asked, self.folder).split()))
+        if not self.seen:
+            answer = self.ask("-c", asked, self.folder)
+            self.seen = tuple(map(int, answer.split()))
+        return self.seen
 
     def ask(self, *words: str) -> str:
         """Return what the environment's python answers, "" if it fails."""
@@ -399,9 +403,12 @@ class Environment:
                 "folder"
             )
         if version and self.unfinished() != ".venv":
-            if not self.ask("-m", "pip", "--version"):
-                self.ask("-m", "ensurepip")
-            if self.ask("-m", "pip", "--version"):
+            pip = ("-m", "pip", "--version")
+            if (
+                self.ask(*pip)
+                or self.ask("-m", "ensurepip")
+                and self.ask(*pip)
+            ):
                 return
         if self.active:
             raise Stop(f"{self.folder} has no working pip: deactivate it")
@@ -412,6 +419,7 @@ class Environment:
                 "python{}.{}-venv`".format(*sys.version_info)
             )
         self.write(UNFINISHED, ".venv")
+        self.seen = ()
         for name in os.listdir(self.folder):
             if name not in (LOCK, LOG, UNFINISHED):
                 self.remove(name)
@@ -441,7 +449,9 @@ class Environment:
         except Stop:
             reason = self.log(0).rstrip().split("\n")[-1]
             if os.environ.get("CI"):
-                raise Stop(f"the data archives did not come: {reason}")
+                raise Stop(
+                    f"the data archives did not come: {reason}"
+                ) from None
             print(f"going on with the course's own small data: {reason}")
             return False
         return True
@@ -450,22 +460,8 @@ class Environment:
         """Run one step into the log, with a line of progress on screen."""
         screen = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns - 1 if screen else 99
-        variables = dict(surroundings(self.python), PIP_USER="0")
-        if fcntl:  # so that a killed pip leaves nothing elsewhere
-            os.makedirs(self.path(TEMPORARY), exist_ok=True)
-            variables["TMPDIR"] = self.path(TEMPORARY)
-        start, code = time.time(), None
-        with open(self.path(LOG), "ab") as log:
-            begin = log.tell()
-            child = subprocess.Popen(
-                words,
-                cwd=ROOT,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[self.lock.fileno()] if fcntl else [],
-            )
+        begin, start, code = os.path.getsize(self.path(LOG)), time.time(), None
+        child = self.start(words)
         try:
             while code is None:
                 try:
@@ -483,6 +479,23 @@ class Environment:
                 child.wait()
         if code:
             raise Stop(self.cause(what, code, self.log(begin)))
+
+    def start(self, words: list) -> subprocess.Popen:
+        """Start a program that writes into the log and keeps the lock."""
+        variables = dict(surroundings(self.python), PIP_USER="0")
+        if fcntl:  # a killed pip then leaves nothing elsewhere
+            os.makedirs(self.path(TEMPORARY), exist_ok=True)
+            variables["TMPDIR"] = self.path(TEMPORARY)
+        with open(self.path(LOG), "ab") as log:
+            return subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[self.lock.fileno()] if fcntl else [],
+            )
 
     def cause(self, what: str, code: int, output: str) -> str:
         """Say why a step failed, and the remedy."""
@@ -509,9 +522,10 @@ class Environment:
         free = shutil.disk_usage(self.folder).free / 1e9
         if self.packages("torch-*.dist-info"):
             return free, 1
+        if sys.platform != "linux" or not self.version():
+            return free, 4
         settings = self.ask("-m", "pip", "config", "list")
-        other = re.search("index-url|find-links", settings)
-        return free, 4 if other or sys.platform != "linux" else 10
+        return free, 4 if re.search("index-url|find-links", settings) else 10
 
     def check_space(self) -> None:
         """Refuse a disk too full for what is still to come."""

@@ -42,3 +42,62 @@ def training_loss(compute: Callable) -> None:
     if abs(found - 1.5) < 1e-9:
         return _say("")
     _say(hints.get(round(found, 6), f"{found} instead of 1.5"))
+
+
+def adapter_size(count: Callable, model) -> None:
+    """Check 07's first exercise against the adapters of a PEFT model."""
+    layers = [m for m in model.modules() if getattr(m, "lora_A", None)]
+    for layer in layers:
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        found = count(a.shape[1], b.shape[0], a.shape[0])
+        if found is None:
+            return _say("return a number")
+        if found != a.numel() + b.numel():
+            return _say(
+                f"{found:,} for a layer of {a.shape[1]} inputs, {b.shape[0]} "
+                f"outputs and rank {a.shape[0]}; it is {a.numel():,} in A "
+                f"and {b.numel():,} in B"
+            )
+    _say("" if layers else "the model has no LoRA layer")
+
+
+def merge(by_hand: Callable, model, merged) -> None:
+    """Check 07's second exercise against PEFT's own merge."""
+    import bitsandbytes.functional as bnb
+    import torch
+
+    name, layer = next(
+        (name.split("base_model.model.")[-1], module)
+        for name, module in model.named_modules()
+        if getattr(module, "lora_A", None)
+    )
+    stored = layer.base_layer.weight
+    weight = bnb.dequantize_4bit(stored.data, stored.quant_state).float()
+    a = layer.lora_A["default"].weight.detach().float()
+    b = layer.lora_B["default"].weight.detach().float()
+    found = by_hand(weight, a, b, layer.lora_alpha["default"])
+    if found is None:
+        return _say("return a matrix")
+    wanted = merged.get_submodule(name).weight.detach().float()
+    if found.shape != wanted.shape:
+        return _say(f"shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+    # half a step of the merged copy's own dtype, and float32's rounding
+    step = torch.finfo(merged.dtype).eps * wanted.abs().max()
+    if (found - wanted).abs().max() <= 4 * step:
+        return _say("")
+    if (found - weight - b @ a).abs().max() <= 4 * step:
+        return _say("scale the product by alpha / r")
+    _say("the matrix differs from PEFT's: weight plus the scaled product")
+
+
+def score(rule: Callable) -> None:
+    """Check 07's bug hunt: each prediction meets its own target."""
+    found = rule(["yes", "yes", "no"], ["yes", "no", "no"])
+    if found is None:
+        return _say("return a number")
+    if found == 1:
+        return _say(
+            "a label counts as right if *any* row has it: compare each "
+            "prediction with its own target"
+        )
+    _say("" if abs(found - 2 / 3) < 1e-9 else f"{found} instead of 2/3")

@@ -215,9 +215,9 @@ def stale_outputs() -> list[str]:
         saved = notebook["metadata"].get("instructft", {}).get("fingerprint")
         if saved != fingerprint(path):
             stale.append(
-                f"notebooks/{path.name} has "
-                + ("outputs older than its cells or pins" if saved else "none")
-                + ": run `python -m instructft run --save`"
+                f"notebooks/{path.name} has outputs "
+                + ("older than its cells or pins" if saved else "of no run")
+                + ": `python -m instructft run --save` renews them"
             )
     return stale
 
@@ -479,10 +479,10 @@ def _resident_mb(pid: int) -> float:
     import psutil
 
     total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for each in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 total += each.memory_info().rss
     return total / 2**20
 

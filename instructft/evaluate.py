@@ -9,13 +9,50 @@ from contextlib import contextmanager
 
 @contextmanager
 def _evaluating(model):
-    """Switch dropout off for a while: a trainer leaves it on."""
-    was = model.training
-    model.eval()
+    """Switch dropout off for a while: a trainer leaves it on.
+
+    bitsandbytes' 4-bit layers stay as they are. They have no dropout, and
+    on a CPU with AVX512-BF16 its `eval()` repacks their weights for good:
+    answers become bfloat16's, and later training gets no gradient through
+    them, without an error (bitsandbytes/nn/modules.py, 0.50).
+    """
+    was = [(module, module.training) for module in model.modules()]
+    for module, _ in was:
+        module.training = type(module).__module__.startswith("bitsandbytes")
     try:
         yield
     finally:
-        model.train(was)
+        for module, training in was:
+            module.training = training
+
+
+def _batches(tokenizer, prompts, batch_size: int, progress: bool = False):
+    """Yield (indices, padded batch) of prompts, those of like length together.
+
+    Padded on the left, so that every prompt ends where its answer starts.
+    """
+    from tqdm.auto import tqdm
+
+    texts = [
+        tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=False
+        )
+        for prompt in prompts
+    ]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, disable=not progress, unit="batch"):
+        chosen = order[start : start + batch_size]
+        yield (
+            chosen,
+            tokenizer(
+                [texts[i] for i in chosen],
+                add_special_tokens=False,  # the template wrote them
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+            ),
+        )
 
 
 def answers(
@@ -28,39 +65,24 @@ def answers(
 ) -> list[str]:
     """Ask a model: n prompts (lists of messages) in, n answers out.
 
-    Greedy decoding, padded on the left, prompts of like length together.
-    The answer is the decoded text without special tokens, stripped.
+    Greedy decoding. An answer is the decoded text without special tokens,
+    stripped.
     """
     import torch
-    from tqdm.auto import tqdm
 
-    texts = [
-        tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=False
-        )
-        for prompt in prompts
-    ]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found = [""] * len(texts)
-    starts = range(0, len(order), batch_size)
+    found = [""] * len(prompts)
     with _evaluating(model), torch.inference_mode():
-        for start in tqdm(starts, disable=not progress, unit="batch"):
-            batch = order[start : start + batch_size]
-            asked = tokenizer(
-                [texts[i] for i in batch],
-                add_special_tokens=False,  # the template wrote them
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-            ).to(model.device)
+        for chosen, batch in _batches(
+            tokenizer, prompts, batch_size, progress
+        ):
             replies = model.generate(
-                **asked,
+                **batch.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            new = replies[:, asked["input_ids"].shape[1] :]
-            for i, reply in zip(batch, new, strict=True):
+            new = replies[:, batch["input_ids"].shape[1] :]
+            for i, reply in zip(chosen, new, strict=True):
                 text = tokenizer.decode(reply, skip_special_tokens=True)
                 found[i] = text.strip()
     return found
@@ -153,7 +175,11 @@ def text_loss(
 
 
 def agreement(
-    one, other, tokenizer, prompts: Sequence[list[dict]]
+    one,
+    other,
+    tokenizer,
+    prompts: Sequence[list[dict]],
+    batch_size: int = 32,
 ) -> dict[str, float]:
     """Compare two models' next-token distributions after each prompt.
 
@@ -163,25 +189,21 @@ def agreement(
     """
     import torch
 
-    gaps, sizes, same, divergences = [], [], [], []
+    gap = size = same = divergence = 0.0
     with _evaluating(one), _evaluating(other), torch.inference_mode():
-        for prompt in prompts:
-            ids = tokenizer.apply_chat_template(
-                prompt,
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            )["input_ids"].to(one.device)
-            a = one(ids).logits[0, -1].float()
-            b = other(ids.to(other.device)).logits[0, -1].float().to(a.device)
-            gaps.append((a - b).abs().max().item())
-            sizes.append(a.abs().max().item())
-            same.append(float(a.argmax() == b.argmax()))
+        for _, batch in _batches(tokenizer, prompts, batch_size):
+            a, b = (
+                model(**batch.to(model.device)).logits[:, -1].float().cpu()
+                for model in (one, other)
+            )
+            gap = max(gap, (a - b).abs().max().item())
+            size = max(size, a.abs().max().item())
+            same += (a.argmax(-1) == b.argmax(-1)).sum().item()
             p, q = a.log_softmax(-1), b.log_softmax(-1)
-            divergences.append((p.exp() * (p - q)).sum().item())
+            divergence += (p.exp() * (p - q)).sum().item()
     return {
-        "largest_logit_gap": max(gaps),
-        "relative_logit_gap": max(gaps) / max(sizes),
-        "same_top_1": sum(same) / len(same),
-        "mean_kl": sum(divergences) / len(divergences),
+        "largest_logit_gap": gap,
+        "relative_logit_gap": gap / size,
+        "same_top_1": same / len(prompts),
+        "mean_kl": divergence / len(prompts),
     }

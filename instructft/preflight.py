@@ -201,6 +201,23 @@ def _check_model(trainer) -> list[Check]:
             'set packing_strategy="bfd", or packing=False',
         ),
     ]
+    packed = [
+        name
+        for name, p in model.named_parameters()
+        if getattr(
+            getattr(p, "quant_state", None), "packing_format_for_cpu", False
+        )
+    ]
+    checks.append(
+        Check(
+            "4-bit weights let gradients through",
+            not packed,
+            f"{len(packed)} layers repacked for inference on this CPU",
+            "load the model again, and before training let only "
+            "instructft.evaluate ask it: bitsandbytes repacks 4-bit weights "
+            "in eval mode, and no gradient passes them any more",
+        )
+    )
     for name, config in getattr(model, "peft_config", {}).items():
         wanted = config.target_modules
         if not isinstance(wanted, (list, set, tuple)):

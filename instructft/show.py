@@ -8,8 +8,10 @@ import base64
 import inspect
 import io
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from textwrap import shorten
 
 from instructft.masking import IGNORE
@@ -232,8 +234,60 @@ def result(figures: dict) -> View:
     exact_match  0.5
     """
     clean = json.loads(json.dumps(figures))
-    shown = table([{"figure": k, "value": v} for k, v in clean.items()])
+    shown = table(
+        [{"figure": k, "value": v} for k, v in _flat(clean).items()]
+    )
     return View(shown.text, shown.html, data=clean)
+
+
+def _flat(figures: dict, above: str = "") -> dict:
+    """Name each leaf of nested dicts by its way down.
+
+    >>> _flat({"after": {"exact": 0.5}})
+    {'after, exact': 0.5}
+    """
+    found = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{above}{name}, ")
+        else:
+            found[above + name] = value
+    return found
+
+
+def study(path: str | Path) -> View:
+    """Show a committed study: each figure's mean and spread over its runs.
+
+    `python -m instructft study NN` writes the file. Spread is the standard
+    deviation between runs.
+    """
+    if not Path(path).is_file():
+        number = Path(path).stem
+        return View(f"no study yet: run `python -m instructft study {number}`")
+    found = json.loads(Path(path).read_text("utf-8"))
+    runs = [_flat(run["result"]) for run in found["runs"]]
+    rows = []
+    for name, first in runs[0].items():
+        if not isinstance(first, (int, float)):
+            continue
+        values = [run[name] for run in runs]
+        rows.append(
+            {
+                "figure": name,
+                "mean": statistics.fmean(values),
+                "spread": statistics.pstdev(values),
+                "each run": "  ".join(_cell(value) for value in values),
+            }
+        )
+    head = (
+        f"{len(runs)} runs, {found['date']}, "
+        f"{found['machine']['cores']} cores, "
+        f"{', '.join(f'{k} {v}' for k, v in found['versions'].items())}"
+    )
+    shown = table(rows)
+    return View(
+        f"{head}\n{shown.text}", f"<p>{escape(head)}</p>{shown.html}"
+    )
 
 
 def source(function: Callable) -> View:
