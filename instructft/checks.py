@@ -72,13 +72,13 @@ def merge(by_hand: Callable, model, merged) -> None:
         if getattr(module, "lora_A", None)
     )
     stored = layer.base_layer.weight
-    weight = bnb.dequantize_4bit(stored.data, stored.quant_state).float()
-    a = layer.lora_A["default"].weight.detach().float()
-    b = layer.lora_B["default"].weight.detach().float()
+    weight = bnb.dequantize_4bit(stored.data, stored.quant_state).float().cpu()
+    a = layer.lora_A["default"].weight.detach().float().cpu()
+    b = layer.lora_B["default"].weight.detach().float().cpu()
     found = by_hand(weight, a, b, layer.lora_alpha["default"])
     if found is None:
         return _say("return a matrix")
-    wanted = merged.get_submodule(name).weight.detach().float()
+    wanted = merged.get_submodule(name).weight.detach().float().cpu()
     if found.shape != wanted.shape:
         return _say(f"shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
     # half a step of the merged copy's own dtype, and float32's rounding

@@ -443,6 +443,9 @@ def _kernel(client, parameters: dict, out):
         "OMP_WAIT_POLICY": "passive",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # the progress line is ours; bars would end up in saved outputs
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
     if parameters.get("RUN") != "gpu":
         env["HF_HUB_OFFLINE"] = "1"

@@ -125,9 +125,9 @@ def interval(share: float, count: int) -> tuple[float, float]:
     """
     z = 1.959964
     middle = share + z * z / (2 * count)
-    spread = z * (
-        share * (1 - share) / count + z * z / (4 * count * count)
-    ) ** 0.5
+    spread = (
+        z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    )
     whole = 1 + z * z / count
     return (middle - spread) / whole, (middle + spread) / whole
 
@@ -136,7 +136,7 @@ def text_loss(
     model,
     tokenizer,
     texts: Sequence[str],
-    batch_size: int = 8,
+    batch_size: int = 4,
     max_length: int = 512,
 ) -> float:
     """Return the mean cross-entropy, in nats a token, on plain texts.

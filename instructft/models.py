@@ -77,9 +77,7 @@ def embedded() -> Path:
     from filelock import FileLock
 
     home = cache_folder() / "models"
-    folder = home / (
-        f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}-r{REVISION}"
-    )
+    folder = home / (f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}-r{REVISION}")
     if _whole(folder):
         return folder
     home.mkdir(parents=True, exist_ok=True)

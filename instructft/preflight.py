@@ -106,8 +106,7 @@ def _check_data(trainer, rows: int) -> list[Check]:
         Check(
             "the mask hides the prompt",
             0 < share < 1,
-            f"{counted:,} of {tokens:,} tokens are in the loss "
-            f"({share:.1%})",
+            f"{counted:,} of {tokens:,} tokens are in the loss ({share:.1%})",
             "set assistant_only_loss=True for rows of messages, or "
             "completion_only_loss=True for prompt and completion",
         ),

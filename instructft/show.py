@@ -46,7 +46,7 @@ def _chip(text: str, style: str, title: str = "") -> str:
     visible = escape(text.replace("\n", "\u21b5")) or "&nbsp;"
     return (
         f'<span title="{escape(title)}" style="{style};padding:1px 3px;'
-        'margin:1px;border-radius:3px;display:inline-block;'
+        "margin:1px;border-radius:3px;display:inline-block;"
         f'font-family:monospace;white-space:pre">{visible}</span>'
     )
 
@@ -109,8 +109,9 @@ def table(rows: Sequence[dict], width: int = 60) -> View:
         for i in range(len(names))
     ]
     text = "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True))
-        .rstrip()
+        "  ".join(
+            c.ljust(w) for c, w in zip(line, widths, strict=True)
+        ).rstrip()
         for line in [names, *short]
     )
     head = "".join(f'<th style="{CELL}">{escape(n)}</th>' for n in names)
@@ -147,7 +148,9 @@ def conversation(messages: Sequence[dict]) -> View:
         f"<b>{escape(m['role'])}</b><br>{escape(m['content'])}</div>"
         for m in messages
     )
-    return View("\n".join(f"{m['role']}: {m['content']}" for m in messages), html)
+    return View(
+        "\n".join(f"{m['role']}: {m['content']}" for m in messages), html
+    )
 
 
 def _png(figure) -> bytes:
@@ -208,14 +211,22 @@ def bars(
         heights = [shares[name] for name in names]
         ends = [(spread or {}).get(group, {}).get(n) for n in names]
         errors = [
-            [max(0, h - e[0]) if e else 0 for h, e in zip(heights, ends)],
-            [max(0, e[1] - h) if e else 0 for h, e in zip(heights, ends)],
+            [
+                max(0, h - e[0]) if e else 0
+                for h, e in zip(heights, ends, strict=False)
+            ],
+            [
+                max(0, e[1] - h) if e else 0
+                for h, e in zip(heights, ends, strict=False)
+            ],
         ]
         drawn = axes.bar(at, heights, each * 0.92, label=group, yerr=errors)
         axes.bar_label(drawn, [f"{h:.0%}" for h in heights], padding=2)
         for name, height, end in zip(names, heights, ends, strict=True):
             line = f"{group:10} {name:24} {height:6.1%}"
-            text.append(line + (f"  ({end[0]:.1%} to {end[1]:.1%})" if end else ""))
+            text.append(
+                line + (f"  ({end[0]:.1%} to {end[1]:.1%})" if end else "")
+            )
     middle = each * (len(groups) - 1) / 2
     axes.set_xticks([x + middle for x in range(len(names))], names)
     axes.set(ylim=(0, 1.12), yticks=[0, 0.5, 1])
@@ -234,9 +245,7 @@ def result(figures: dict) -> View:
     exact_match  0.5
     """
     clean = json.loads(json.dumps(figures))
-    shown = table(
-        [{"figure": k, "value": v} for k, v in _flat(clean).items()]
-    )
+    shown = table([{"figure": k, "value": v} for k, v in _flat(clean).items()])
     return View(shown.text, shown.html, data=clean)
 
 
@@ -285,9 +294,7 @@ def study(path: str | Path) -> View:
         f"{', '.join(f'{k} {v}' for k, v in found['versions'].items())}"
     )
     shown = table(rows)
-    return View(
-        f"{head}\n{shown.text}", f"<p>{escape(head)}</p>{shown.html}"
-    )
+    return View(f"{head}\n{shown.text}", f"<p>{escape(head)}</p>{shown.html}")
 
 
 def source(function: Callable) -> View:

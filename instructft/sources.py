@@ -7,6 +7,7 @@ git. `python -m instructft.sources fetch` brings every archive here.
 
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -36,13 +37,14 @@ ARCHIVES = {
     ),
 }
 
-# Hutto and Gilbert, "VADER", ICWSM 2014: 20 people rated each text from
-# -4 (extremely negative) to 4 (extremely positive); the file has the mean
+# Hutto and Gilbert, "VADER", ICWSM 2014: people rated each text from -4
+# (extremely negative) to 4 (extremely positive). "_GroundTruth" holds the
+# means, "_anonDataRatings" each person's rating.
 VADER_FILES = {
-    "tweet": "tweets_GroundTruth.txt",
-    "amazon": "amazonReviewSnippets_GroundTruth.txt",
-    "movie": "movieReviewSnippets_GroundTruth.txt",
-    "editorial": "nytEditorialSnippets_GroundTruth.txt",
+    "tweet": "tweets",
+    "amazon": "amazonReviewSnippets",
+    "movie": "movieReviewSnippets",
+    "editorial": "nytEditorialSnippets",
 }
 
 
@@ -71,10 +73,11 @@ def vader(domain: str) -> list[dict]:
     """Return human-rated texts of one domain, in the file's order.
 
     `domain` is "tweet" (4,200 rows), "amazon" (3,708), "movie" (10,605) or
-    "editorial" (5,190). `rating` is the mean of 20 people's, -4 to 4.
-    A row: {"id": "amazon-1_1", "text": "...", "rating": -0.9,
-    "domain": "amazon", "source": "vaderSentiment==3.3.2",
-    "licence": "MIT"}.
+    "editorial" (5,190). `rating` is the mean of what 15 people or more gave,
+    -4 to 4, and `ratings` what each gave (in 196 tweets the published mean
+    is not that of the published ratings). A row: {"id": "amazon-1_1",
+    "text": "...", "rating": -0.9, "ratings": [0, -1, ...], "domain":
+    "amazon", "source": "vaderSentiment==3.3.2", "licence": "MIT"}.
 
     Raises KeyError for another domain; FileNotFoundError, with the command
     that mends it, where the archive was not fetched.
@@ -86,18 +89,29 @@ def vader(domain: str) -> list[dict]:
     with tarfile.open(archive("vader")) as outer:
         packed = outer.extractfile(f"vaderSentiment-3.3.2/{inner}").read()
     with tarfile.open(fileobj=io.BytesIO(packed)) as nested:
-        member = f"hutto_ICWSM_2014/{VADER_FILES[domain]}"
-        lines = nested.extractfile(member).read()
+        means, people = (
+            nested.extractfile(
+                f"hutto_ICWSM_2014/{VADER_FILES[domain]}_{kind}.txt"
+            )
+            .read()
+            .decode("utf-8-sig", errors="replace")
+            .split("\r\n")
+            for kind in ("GroundTruth", "anonDataRatings")
+        )
+    # the two files hold the same rows, not always in the same order
+    ratings = {}
+    for line in filter(None, people):
+        number, _, _, given = line.split("\t")
+        ratings[number] = json.loads(given)
     rows = []
-    for line in lines.decode("utf-8", errors="replace").split("\r\n"):
-        if not line.strip():
-            continue
+    for line in filter(None, means):
         number, rating, text = line.split("\t", 2)
         rows.append(
             {
                 "id": f"{domain}-{number}",
                 "text": text.strip(),
                 "rating": float(rating),
+                "ratings": ratings[number],
                 "domain": domain,
                 "source": wanted.package,
                 "licence": wanted.licence,
@@ -120,9 +134,7 @@ def fetch(name: str) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home) as aside:
         listed = Path(aside) / "requirements.txt"
-        listed.write_text(
-            f"{wanted.package} --hash=sha256:{wanted.sha256}\n"
-        )
+        listed.write_text(f"{wanted.package} --hash=sha256:{wanted.sha256}\n")
         form = "none" if wanted.file.endswith(".whl") else "all"
         command = [sys.executable, "-m", "pip", "download", "--quiet"]
         command += ["--no-deps", f"--no-binary=:{form}:", "--dest", aside]

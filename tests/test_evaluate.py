@@ -1,0 +1,382 @@
+"""The measuring: the same figures for whoever measures, and no harm done."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+
+from instructft.evaluate import (
+    agreement,
+    answers,
+    exact_match,
+    in_format,
+    interval,
+    text_loss,
+)
+from instructft.formatting import prompt, token_ids
+
+PROMPTS = [
+    prompt({"instruction": text})
+    for text in (
+        "Hi",
+        "Count to 12, slowly, and then back again.",
+        "",
+        "Is it?",
+        "Naïve 🙂 " * 9,
+    )
+] + [
+    prompt({"instruction": "Spell it.", "input": "cat"}, system="Be brief."),
+    [
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "Two"},
+        {"role": "user", "content": "Three"},
+    ],
+]
+TEXTS = [
+    "The cat sat on the mat.",
+    "A much longer sentence, with numbers such as 1, 20 and 300 in it.",
+    "Short.",
+    "Ein Satz auf Deutsch, naïve café.",
+    "two\nlines",
+]
+
+
+def add_lora(model, dropout=0.0):
+    """Give a model adapters that already say something."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=4,
+            lora_alpha=8,
+            lora_dropout=dropout,
+            target_modules="all-linear",
+            init_lora_weights=False,  # B too is not zero
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+# --- answers --------------------------------------------------------------
+
+
+def by_hand(model, tokenizer, messages, count):
+    """Answer greedily, one token at a time, without a cache."""
+    ids = token_ids(tokenizer, messages, answer_next=True)
+    start = len(ids)
+    while len(ids) < start + count and ids[-1] != tokenizer.eos_token_id:
+        with torch.inference_mode():
+            ids.append(model(torch.tensor([ids])).logits[0, -1].argmax())
+        ids[-1] = int(ids[-1])
+    return tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def test_answers_in_a_batch_are_those_alone(tokenizer, tiny):
+    wanted = [by_hand(tiny, tokenizer, p, 6) for p in PROMPTS]
+    assert len(set(wanted)) > 3, "the model says the same to all"
+    for size in (1, 2, 3, 32):
+        assert answers(tiny, tokenizer, PROMPTS, 6, batch_size=size) == wanted
+    assert answers(tiny, tokenizer, PROMPTS[::-1], 6) == wanted[::-1]
+
+
+def test_answers_stop_at_the_end_token(tokenizer, tiny):
+    # whatever comes first is now the end token's own word
+    first = answers(tiny, tokenizer, PROMPTS[:1], 1)
+    ids = token_ids(tokenizer, PROMPTS[0], answer_next=True)
+    with torch.inference_mode():
+        word = int(tiny(torch.tensor([ids])).logits[0, -1].argmax())
+    assert first == [tokenizer.decode(word).strip()]
+    tiny.generation_config.eos_token_id = [2, word]
+    assert answers(tiny, tokenizer, PROMPTS[:1], 5) == first
+
+
+def test_answers_to_nobody(tokenizer, tiny):
+    assert answers(tiny, tokenizer, []) == []
+
+
+def test_progress_is_shown_if_asked(tokenizer, tiny, capsys):
+    answers(tiny, tokenizer, PROMPTS[:1], 1)
+    assert capsys.readouterr().err == ""
+    answers(tiny, tokenizer, PROMPTS[:1], 1, progress=True)
+    assert "1/1" in capsys.readouterr().err
+
+
+# --- what measuring leaves behind -----------------------------------------
+
+MEASURES = {
+    "answers": lambda model, tok: answers(model, tok, PROMPTS[:3], 4),
+    "text_loss": lambda model, tok: text_loss(model, tok, TEXTS),
+    "agreement": lambda model, tok: agreement(model, model, tok, PROMPTS[:3]),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_dropout_is_off_and_flags_come_back(tokenizer, tiny, measure):
+    model = add_lora(tiny, dropout=0.5)
+    wanted = measure(model.eval(), tokenizer)
+    model.train()
+    frozen = model.get_submodule("base_model.model.model.layers.1")
+    frozen.eval()  # a mixture, to come back as it was
+    flags = {name: m.training for name, m in model.named_modules()}
+    assert measure(model, tokenizer) == wanted
+    assert {n: m.training for n, m in model.named_modules()} == flags
+    assert len(set(flags.values())) == 2
+    # with dropout on it would differ: the test can fail
+    with torch.inference_mode():
+        ids = torch.tensor([[1, 2, 3, 4]])
+        one, two = model(ids).logits, model(ids).logits
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_flags_come_back_after_an_error(tokenizer, tiny, measure):
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    tiny.train()
+    hook = tiny.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tiny, tokenizer)
+    hook.remove()
+    assert all(m.training for m in tiny.modules())
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_no_gradient_and_no_weight_is_touched(tokenizer, tiny, measure):
+    before = {k: v.clone() for k, v in tiny.state_dict().items()}
+    measure(tiny, tokenizer)
+    assert all(p.grad is None for p in tiny.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in tiny.state_dict().items())
+    tiny(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]]))[
+        0
+    ].backward()
+    assert all(p.grad is not None for p in tiny.parameters())
+
+
+# --- 4 bit ----------------------------------------------------------------
+
+
+def gradients(model):
+    """Return the adapters' gradients of one training step."""
+    model.train()
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    model(ids, labels=ids).loss.backward()
+    found = {
+        name: p.grad for name, p in model.named_parameters() if p.requires_grad
+    }
+    assert len(found) == 28  # A and B of 14 layers
+    return found
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one | two)
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_measured_four_bit_models_still_learn(tokenizer, four_bit, measure):
+    fresh, measured = add_lora(four_bit()), add_lora(four_bit())
+    states = []
+    layer = measured.get_submodule(
+        "base_model.model.model.layers.0.mlp.up_proj.base_layer"
+    )
+    layer.register_forward_hook(lambda module, *_: states.append(module))
+    once = measure(measured, tokenizer)
+    assert states and type(layer).__name__ == "Linear4bit"
+    assert measure(measured, tokenizer) == once
+    wanted = gradients(fresh)
+    assert all(grad.abs().max() > 0 for grad in wanted.values())
+    assert same(gradients(measured), wanted)
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_four_bit_layers_never_see_eval(tokenizer, four_bit, measure):
+    # the same promise where a CPU has no AVX512-BF16 to break it
+    model = add_lora(four_bit(), dropout=0.5)
+    seen = {}
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind in ("Linear4bit", "Dropout"):
+            module.register_forward_pre_hook(
+                lambda m, _, kind=kind: seen.setdefault(kind, set()).add(
+                    (type(m).__module__.split(".")[0], m.training)
+                )
+            )
+    measure(model, tokenizer)
+    assert ("bitsandbytes", True) in seen["Linear4bit"]
+    assert ("bitsandbytes", False) not in seen["Linear4bit"]
+    assert seen["Dropout"] == {("torch", False)}
+
+
+def test_eval_would_take_the_gradients(four_bit):
+    from bitsandbytes.functional import has_avx512bf16
+
+    if not has_avx512bf16():
+        pytest.skip("this CPU has no AVX512-BF16: eval() repacks nothing")
+    fresh, asked = add_lora(four_bit()), add_lora(four_bit())
+    with torch.inference_mode():
+        asked.eval()(torch.tensor([[5, 6, 7]]))
+    assert not same(gradients(asked), gradients(fresh))
+
+
+# --- figures on answers ---------------------------------------------------
+
+
+def test_exact_match():
+    assert exact_match(["yes"], ["yes"]) == 1
+    assert exact_match([" yes\n", "no"], ["yes", "no "]) == 1
+    assert exact_match(["Yes", "no", "", "a"], ["yes", "yes", "", "b"]) == 0.25
+    # each prediction meets its own target
+    assert exact_match(["no", "yes"], ["yes", "no"]) == 0
+    for given_ in ([], ["yes"], ["yes", "no", "no"]):
+        with pytest.raises(ValueError, match=f"{len(given_)} predictions fo"):
+            exact_match(given_, ["yes", "no"])
+    with pytest.raises(ValueError, match="at least one"):
+        exact_match([], [])
+
+
+def test_in_format():
+    said = ["yes", " no ", "Yes", "yes, it is", ""]
+    assert in_format(said, ["yes", "no"]) == 0.4
+    assert in_format(said, ["yes ", "no", ""]) == pytest.approx(0.6)
+    assert in_format(said, []) == 0
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ZeroDivisionError, reason="no sentence for it"
+)
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: in_format([], ["yes"]),
+        lambda: interval(0.5, 0),
+    ],
+)
+def test_nothing_to_measure(measure):
+    with pytest.raises(ValueError):
+        measure()
+
+
+def test_interval():
+    # the figures of Newcombe, Statistics in Medicine 17 (1998), table I
+    for hits, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        found = interval(hits / count, count)
+        assert found == pytest.approx((low, high), abs=5e-5)
+
+
+@given(count=st.integers(1, 10_000), share=st.floats(0, 1))
+def test_interval_holds_its_share(count, share):
+    low, high = interval(share, count)
+    assert -1e-12 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1 + 1e-12
+    # and says of the failures what it says of the hits
+    other = interval(1 - share, count)
+    assert other == pytest.approx((1 - high, 1 - low))
+
+
+# --- loss on plain text ---------------------------------------------------
+
+
+def losses_by_hand(model, tokenizer, texts, longest=512):
+    """Every token's loss, given those before it, each text alone."""
+    found = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:longest]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0]
+        for at, token in enumerate(ids[1:]):
+            spread = logits[at].double().log_softmax(-1)
+            found.append(-spread[token].item())
+    return found
+
+
+def test_text_loss_is_the_mean_over_tokens(tokenizer, make_tiny):
+    tiny = make_tiny(initializer_range=0.02)
+    losses = losses_by_hand(tiny, tokenizer, TEXTS)
+    wanted = statistics.fmean(losses)
+    found = [
+        text_loss(tiny, tokenizer, TEXTS, batch_size=size)
+        for size in (1, 2, 3, 8)
+    ]
+    for loss in found:
+        assert loss == pytest.approx(wanted, abs=2e-6)
+        assert abs(loss - found[0]) <= 1e-6
+    # a mean over texts would be another figure: the test can fail
+    alone = [text_loss(tiny, tokenizer, [text]) for text in TEXTS]
+    assert abs(statistics.fmean(alone) - wanted) > 1e-3
+
+
+def test_text_loss_cuts_long_texts(tokenizer, tiny):
+    losses = losses_by_hand(tiny, tokenizer, TEXTS, longest=4)
+    assert len(losses) < 3 * len(TEXTS)
+    found = text_loss(tiny, tokenizer, TEXTS, max_length=4)
+    assert found == pytest.approx(statistics.fmean(losses), abs=2e-6)
+
+
+def test_text_loss_counts_the_end_token(tokenizer, tiny):
+    # pad is another token, so a written end token is not taken for padding
+    texts = ["a<|im_end|>", "a rather longer one, which pads the other"]
+    losses = losses_by_hand(tiny, tokenizer, texts)
+    assert text_loss(tiny, tokenizer, texts) == pytest.approx(
+        statistics.fmean(losses), abs=2e-6
+    )
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ZeroDivisionError, reason="no sentence for it"
+)
+@pytest.mark.parametrize("texts", [[], ["a"]])
+def test_text_loss_of_no_token(tokenizer, tiny, texts):
+    with pytest.raises(ValueError):
+        text_loss(tiny, tokenizer, texts)
+
+
+# --- two models -----------------------------------------------------------
+
+
+def test_a_model_agrees_with_itself(tokenizer, tiny):
+    assert agreement(tiny, tiny, tokenizer, PROMPTS) == {
+        "largest_logit_gap": 0,
+        "relative_logit_gap": 0,
+        "same_top_1": 1,
+        "mean_kl": 0,
+    }
+
+
+def test_agreement_by_hand(tokenizer, make_tiny):
+    one, other = make_tiny(), make_tiny()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        other.lm_head.weight += 0.03 * torch.randn_like(other.lm_head.weight)
+    gaps, sizes, hits, kls = [], [], [], []
+    for messages in PROMPTS:
+        ids = token_ids(tokenizer, messages, answer_next=True)
+        with torch.inference_mode():
+            a, b = (m(torch.tensor([ids])).logits[0, -1] for m in (one, other))
+        gaps.append((a - b).abs().max().item())
+        sizes.append(a.abs().max().item())
+        hits.append(a.argmax().item() == b.argmax().item())
+        p, q = a.double().softmax(-1), b.double().softmax(-1)
+        kls.append((p * (p / q).log()).sum().item())
+    assert 0 < sum(hits) < len(hits), "too alike, or too unlike"
+    wanted = {
+        "largest_logit_gap": max(gaps),
+        "relative_logit_gap": max(gaps) / max(sizes),
+        "same_top_1": sum(hits) / len(hits),
+        "mean_kl": statistics.fmean(kls),
+    }
+    for size in (1, 2, 32):
+        found = agreement(one, other, tokenizer, PROMPTS, batch_size=size)
+        assert found == pytest.approx(wanted, abs=1e-4)
+    swapped = agreement(other, one, tokenizer, PROMPTS)
+    assert not math.isclose(swapped["mean_kl"], wanted["mean_kl"], abs_tol=1e-3)

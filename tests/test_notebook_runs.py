@@ -1,0 +1,191 @@
+"""The notebooks run whole, with the real embedded model and few rows.
+
+They run in a copy, by the runner that `python -m instructft run` uses.
+"""
+
+import ast
+import json
+import math
+import os
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_notebook_rules import SOLUTION, code_cells, plain, source, tags
+
+from instructft import course, sources
+
+ROOT = Path(__file__).resolve().parent.parent
+# Enough for each cell to have something to work on
+SMALL = {
+    "00": {},
+    "07": {"TRAIN_ROWS": 24, "HELD_OUT_ROWS": 16, "PLAIN_TEXTS": 4},
+}
+
+
+def lay_course(folder):
+    """Copy what a run reads: notebooks/, data/ and the pins."""
+    ignore = shutil.ignore_patterns("work", ".ipynb_checkpoints")
+    for name in ("notebooks", "data"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "requirements.txt", folder)
+    (folder / "instructft").mkdir()  # the package itself stays where it is
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A copy of the course that the runner takes for its own."""
+    lay_course(tmp_path)
+    monkeypatch.setattr(course, "ROOT", tmp_path)
+    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    # the report names the machine: no torch is needed here for that
+    machine = types.ModuleType("instructft.machine")
+    machine.facts = lambda: {"device": "cpu"}
+    monkeypatch.setitem(sys.modules, "instructft.machine", machine)
+    yield tmp_path
+    shutil.rmtree(tmp_path / "data" / "work", ignore_errors=True)
+
+
+def find(root, number):
+    [path] = (root / "notebooks").glob(f"{number}_*.ipynb")
+    return path
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def shrink(notebook, values):
+    """Overwrite parameters in a cell after theirs, as papermill does."""
+    if not values:
+        return
+    [index] = [
+        i for i, c in enumerate(notebook.cells) if "parameters" in tags(c)
+    ]
+    given = {
+        ast.unparse(target)
+        for node in ast.parse(source(notebook.cells[index])).body
+        for target in node.targets
+    }
+    assert set(values) <= given
+    lines = [f"{name} = {value!r}" for name, value in values.items()]
+    made = nbformat.v4.new_code_cell("\n".join(lines), id="small-parameters")
+    notebook.cells.insert(index + 1, made)
+
+
+def solve(notebook):
+    """Put the solutions in place of the stubs; try the stubs at the end."""
+    again, solution = [], None
+    for cell in notebook.cells:
+        found = SOLUTION.findall(source(cell))
+        if found:
+            [solution] = found
+        if "exercise" in tags(cell):
+            assert solution, f"{cell.id}: no solution before it"
+            stub = nbformat.v4.new_code_cell(cell.source)
+            cell.source, solution = solution, None
+        if "check" in tags(cell):
+            check = nbformat.v4.new_code_cell(cell.source)
+            check.metadata["tags"] = ["check"]
+            again += [stub, check]
+            stub.id, check.id = f"{cell.id}-stub", f"{cell.id}-unsolved"
+    assert again, "no exercise"
+    notebook.cells += again
+
+
+def run(root, number, capsys):
+    """Run one notebook; return it with its outputs."""
+    exit_code = course.run(number)
+    said = capsys.readouterr().out
+    assert exit_code == 0, f"\n{said}"  # names the notebook and the cell
+    [path] = (root / "runs").glob(f"*/{number}_*.ipynb")
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_00_runs_as_it_is_and_its_stable_outputs_hold(root, capsys):
+    committed = json.loads(find(root, "00").read_text("utf-8"))
+    ran = run(root, "00", capsys)
+    stable = 0
+    for old, new in zip(code_cells(committed), code_cells(ran), strict=True):
+        where = f"00_start_here, cell {new['id']}"
+        assert new["execution_count"], f"{where} did not run"
+        if "stable" in tags(new):
+            stable += 1
+            assert plain(old), f"{where} has no committed output"
+            assert plain(new) == plain(old), f"{where}: another output"
+        if "check" in tags(new):
+            assert plain(new).startswith("not yet: "), f"{where}: {plain(new)}"
+    assert stable, "no cell of 00 is tagged stable"
+
+
+def numbers(value, way=""):
+    """Every number in a result: (where, number)."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from numbers(item, f"{way}/{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from numbers(item, f"{way}/{index}")
+    elif isinstance(value, (int, float)):
+        yield way, value
+
+
+def results(notebook):
+    """What each cell tagged `result` hands on as JSON."""
+    for cell in code_cells(notebook):
+        if "result" in tags(cell):
+            for output in cell["outputs"]:
+                if "application/json" in output.get("data", {}):
+                    yield output["data"]["application/json"]
+
+
+@pytest.mark.parametrize("number", SMALL)
+def test_with_its_solutions_every_check_says_correct(number, root, capsys):
+    if number == "07":
+        need_vader()
+    path = find(root, number)
+    notebook = read(path)
+    solve(notebook)
+    shrink(notebook, SMALL[number])
+    nbformat.write(notebook, path)
+    ran = run(root, number, capsys)
+    for cell in code_cells(ran):
+        where = f"{path.stem}, cell {cell['id']}"
+        assert cell["execution_count"], f"{where} did not run"
+        if cell["id"].endswith("-unsolved"):
+            assert plain(cell).startswith("not yet: "), where
+        elif "check" in tags(cell):
+            assert len(cell["outputs"]) == 1, where
+            assert plain(cell) == "correct\n", f"{where}: {plain(cell)}"
+    if number == "07":
+        [result] = results(ran)
+        found = dict(numbers(result))
+        assert found
+        for way, value in found.items():
+            assert math.isfinite(value), f"{path.stem}, result{way}: {value}"
+        assert (root / "data" / "work" / "07").is_dir()
+
+
+def need_vader():
+    """Skip where the archive was not fetched; CI has to have it."""
+    try:
+        sources.archive("vader")
+    except FileNotFoundError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def test_07_draws_its_rows_from_our_own_data_too(root, capsys):
+    path = find(root, "07")
+    notebook = read(path)
+    [last] = [i for i, c in enumerate(notebook.cells) if c.id == "07-split"]
+    del notebook.cells[last + 1 :]
+    shrink(notebook, SMALL["07"] | {"DATA": "ours"})
+    nbformat.write(notebook, path)
+    ran = run(root, "07", capsys)
+    assert all(cell["execution_count"] for cell in code_cells(ran))
