@@ -394,6 +394,8 @@ def _execute(notebook, name: str, target: Path, parameters: dict):
 
     if parameters:
         notebook.metadata.setdefault("papermill", {})
+        for cell in notebook.cells:  # papermill looks at every cell's
+            cell.metadata.setdefault("tags", [])
         notebook = parameterize_notebook(
             notebook, parameters, kernel_name="python3", language="python"
         )

@@ -110,7 +110,11 @@ def in_format(predictions: Sequence[str], allowed: Sequence[str]) -> float:
 
     >>> in_format(["yes", "Yes, it is"], allowed=["yes", "no"])
     0.5
+
+    Raises ValueError if nothing is given.
     """
+    if not predictions:
+        raise ValueError("no predictions: give at least one")
     wanted = {label.strip() for label in allowed}
     return sum(p.strip() in wanted for p in predictions) / len(predictions)
 
@@ -122,7 +126,11 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
     >>> [round(end, 2) for end in interval(0.9, 100)]
     [0.83, 0.94]
+
+    Raises ValueError if `count` is 0.
     """
+    if not count:
+        raise ValueError("a share of no rows has no interval")
     z = 1.959964
     middle = share + z * z / (2 * count)
     spread = (
@@ -144,6 +152,8 @@ def text_loss(
     The mean goes over tokens, not over batches, so it does not depend on
     the batch size. Compare it before and after tuning: what it rises is
     forgetting.
+
+    Raises ValueError if no text has two tokens: there is nothing to predict.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -171,6 +181,8 @@ def text_loss(
                 reduction="sum",
             ).item()
             count += int((target != -100).sum())
+    if not count:
+        raise ValueError("no text of two tokens or more: give longer texts")
     return total / count
 
 

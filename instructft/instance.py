@@ -8,7 +8,7 @@ An *instance* is a dict with `instruction`, `input` (may be empty) and
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 FIELDS = ("instruction", "input", "output")
@@ -84,6 +84,19 @@ def read_rows(path: str | Path) -> list[dict]:
     BadRows naming file, line, what and remedy for every unusable line;
     FileNotFoundError where there is no such file.
     """
+    return _read(path, lambda row: [])
+
+
+def read_instances(path: str | Path) -> list[dict]:
+    """Read a JSONL file of instances and check each of them.
+
+    Raises BadRows naming file, line, what and remedy for every unusable
+    one; FileNotFoundError where there is no such file.
+    """
+    return _read(path, problems_of)
+
+
+def _read(path: str | Path, check: Callable[[dict], list[str]]) -> list[dict]:
     rows, problems = [], []
     data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
     # only the newline byte ends a line: U+2028 may stand inside a string
@@ -93,40 +106,21 @@ def read_rows(path: str | Path) -> list[dict]:
         try:
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            problems.append(
-                f"{path}:{number}: byte {error.start} is not UTF-8; "
-                "save the file as UTF-8"
-            )
-            continue
-        except (json.JSONDecodeError, RecursionError) as error:
-            problems.append(
-                f"{path}:{number}: not JSON ({error}); write one whole "
-                "JSON object on this line"
-            )
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+            said = [f"byte {error.start} is not UTF-8; save the file as UTF-8"]
+        except (ValueError, RecursionError) as error:
+            said = [f"not JSON ({error}); write one whole JSON object here"]
         else:
-            problems.append(
-                f"{path}:{number}: a {type(row).__name__}, not an object; "
-                'write {"field": ...} or delete the line'
-            )
-    if problems:
-        raise BadRows(path, problems)
-    return rows
-
-
-def read_instances(path: str | Path) -> list[dict]:
-    """Read a JSONL file of instances and check each of them.
-
-    Raises BadRows naming file and row for every unusable one.
-    """
-    rows = read_rows(path)
-    problems = [
-        f"{path}: row {number}: {problem}"
-        for number, row in enumerate(rows, start=1)
-        for problem in problems_of(row)
-    ]
+            said = check(row) if isinstance(row, dict) else []
+            if not isinstance(row, dict):
+                kind = type(row).__name__
+                said = [
+                    f"a {kind}, not an object; write "
+                    '{"field": ...} or delete the line'
+                ]
+        if said:
+            problems += [f"{path}:{number}: {problem}" for problem in said]
+        else:
+            rows.append(row)
     if problems:
         raise BadRows(path, problems)
     return rows

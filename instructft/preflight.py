@@ -6,7 +6,7 @@ one stops with the offending row and the remedy.
 
 from typing import NamedTuple
 
-from instructft.masking import IGNORE
+from instructft.masking import IGNORE, supervised
 
 
 class Check(NamedTuple):
@@ -72,14 +72,20 @@ def _check_data(trainer, rows: int) -> list[Check]:
     count, tokens, counted, empty, open_ended = 0, 0, 0, [], []
     cut = []
     for ids, marked in samples(trainer):
-        answer = [label for label in marked if label != IGNORE]
+        answer = supervised(marked)
+        # the template may write a line end after the end of a turn
+        stopped = stops & set(answer[-2:])
+        tail = next(
+            (i for i, m in enumerate(reversed(marked)) if m != IGNORE), 0
+        )
         tokens += len(ids)
         counted += len(answer)
         if not answer:
             empty.append(tokenizer.decode(ids[-40:]))
-        elif answer[-1] not in stops:
+        elif not stopped:
             open_ended.append(tokenizer.decode(ids[-40:]))
-        if args.max_length and len(ids) >= args.max_length:
+        full = args.max_length and len(ids) >= args.max_length
+        if full and (not stopped or tail > 2):
             cut.append(tokenizer.decode(ids[-40:]))
         count += 1
     longer = f"raise max_length (now {args.max_length}) or shorten the rows"
@@ -94,7 +100,7 @@ def _check_data(trainer, rows: int) -> list[Check]:
         Check(
             "no row is cut",
             not cut,
-            f"{len(cut)} rows fill max_length" + _first(cut),
+            f"{len(cut)} rows are cut at max_length" + _first(cut),
             longer,
         ),
         Check(

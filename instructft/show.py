@@ -11,6 +11,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from html import escape
+from math import isfinite
 from pathlib import Path
 from textwrap import shorten
 
@@ -88,6 +89,12 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def _short(text: str, width: int) -> str:
+    """Shorten at a word's end, or inside a word that is too long."""
+    cut = shorten(text, width, placeholder=" ...")
+    return f"{text[: width - 4]} ..." if cut.strip() == "..." else cut
+
+
 def table(rows: Sequence[dict], width: int = 60) -> View:
     """Show rows (dicts with the same keys) as a table.
 
@@ -101,9 +108,7 @@ def table(rows: Sequence[dict], width: int = 60) -> View:
         return View("(no rows)", "<p>(no rows)</p>")
     names = list(rows[0])
     cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
-    short = [
-        [shorten(c, width, placeholder=" ...") for c in line] for line in cells
-    ]
+    short = [[_short(c, width) for c in line] for line in cells]
     widths = [
         max(len(line[i]) for line in [names, *short])
         for i in range(len(names))
@@ -181,11 +186,13 @@ def curve(log_history: Sequence[dict], name: str = "loss") -> View:
     figure = Figure(figsize=(6, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, values, marker="o", markersize=3)
-    axes.set(xlabel="step", ylabel=name, ylim=(0, None))
+    axes.set(xlabel="step", ylim=(0, None))
+    axes.set_ylabel(name, parse_math=False)
     axes.grid(alpha=0.3)
+    top = max((v for v in values if isfinite(v)), default=0) or 1
     text = "\n".join(
         f"step {step:4}  {name} {value:.3f}  "
-        + "#" * round(40 * value / max(values))
+        + "#" * (round(40 * value / top) if isfinite(value) else 0)
         for step, value in points
     )
     return View(text, png=_png(figure))
@@ -210,15 +217,11 @@ def bars(
         at = [x + each * i for x in range(len(names))]
         heights = [shares[name] for name in names]
         ends = [(spread or {}).get(group, {}).get(n) for n in names]
+        low_high = [e or (h, h) for h, e in zip(heights, ends, strict=True)]
+        pairs = list(zip(heights, low_high, strict=True))
         errors = [
-            [
-                max(0, h - e[0]) if e else 0
-                for h, e in zip(heights, ends, strict=False)
-            ],
-            [
-                max(0, e[1] - h) if e else 0
-                for h, e in zip(heights, ends, strict=False)
-            ],
+            [max(0, h - low) for h, (low, _) in pairs],
+            [max(0, high - h) for h, (_, high) in pairs],
         ]
         drawn = axes.bar(at, heights, each * 0.92, label=group, yerr=errors)
         axes.bar_label(drawn, [f"{h:.0%}" for h in heights], padding=2)
@@ -228,9 +231,14 @@ def bars(
                 line + (f"  ({end[0]:.1%} to {end[1]:.1%})" if end else "")
             )
     middle = each * (len(groups) - 1) / 2
-    axes.set_xticks([x + middle for x in range(len(names))], names)
+    places = [x + middle for x in range(len(names))]
+    axes.set_xticks(places, names, parse_math=False)  # $ is a dollar
     axes.set(ylim=(0, 1.12), yticks=[0, 0.5, 1])
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    legend = axes.legend(
+        loc="upper left", bbox_to_anchor=(1, 1), frameon=False
+    )
+    for label in legend.get_texts():
+        label.set_parse_math(False)
     return View("\n".join(text), png=_png(figure))
 
 
@@ -327,7 +335,7 @@ def chat(ask: Callable[[list[dict]], str], system: str | None = None):
     said = list(start)
 
     def draw():
-        turns.clear_output(wait=True)
+        turns.outputs = ()
         turns.append_display_data(conversation(said))
 
     def send(change):
@@ -336,7 +344,14 @@ def chat(ask: Callable[[list[dict]], str], system: str | None = None):
         said.append({"role": "user", "content": change["new"].strip()})
         line.value = ""
         draw()
-        said.append({"role": "assistant", "content": ask(list(said))})
+        try:
+            reply = ask(list(said))
+        except Exception as error:  # else it would end in a log, unseen
+            said.pop()  # the turn can be sent again
+            kind = type(error).__name__
+            turns.append_display_data(View(f"no answer: {kind}: {error}"))
+            return
+        said.append({"role": "assistant", "content": reply})
         draw()
 
     def forget(_):

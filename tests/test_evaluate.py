@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import cross_entropy
 
 from instructft.evaluate import (
     agreement,
@@ -199,7 +198,7 @@ def test_four_bit_layers_never_see_eval(tokenizer, four_bit, measure):
     # the same promise where a CPU has no AVX512-BF16 to break it
     model = add_lora(four_bit(), dropout=0.5)
     seen = {}
-    for name, module in model.named_modules():
+    for module in model.modules():
         kind = type(module).__name__
         if kind in ("Linear4bit", "Dropout"):
             module.register_forward_pre_hook(
@@ -247,9 +246,6 @@ def test_in_format():
     assert in_format(said, []) == 0
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ZeroDivisionError, reason="no sentence for it"
-)
 @pytest.mark.parametrize(
     "measure",
     [
@@ -332,9 +328,6 @@ def test_text_loss_counts_the_end_token(tokenizer, tiny):
     )
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ZeroDivisionError, reason="no sentence for it"
-)
 @pytest.mark.parametrize("texts", [[], ["a"]])
 def test_text_loss_of_no_token(tokenizer, tiny, texts):
     with pytest.raises(ValueError):
@@ -379,4 +372,6 @@ def test_agreement_by_hand(tokenizer, make_tiny):
         found = agreement(one, other, tokenizer, PROMPTS, batch_size=size)
         assert found == pytest.approx(wanted, abs=1e-4)
     swapped = agreement(other, one, tokenizer, PROMPTS)
-    assert not math.isclose(swapped["mean_kl"], wanted["mean_kl"], abs_tol=1e-3)
+    assert not math.isclose(
+        swapped["mean_kl"], wanted["mean_kl"], abs_tol=1e-3
+    )

@@ -256,23 +256,6 @@ def test_the_rule_for_functions_can_fail(code, part):
     assert len(said) == bool(part) and part in "".join(said)
 
 
-def test_the_examples_in_docstrings_hold():
-    # in a process of their own: some load torch
-    there = [name for name in ORDER if name in modules()]
-    code = (
-        "import doctest, importlib, sys\n"
-        "failed = tried = 0\n"
-        f"for name in {there}:\n"
-        "    module = importlib.import_module('instructft.' + name)\n"
-        "    found = doctest.testmod(module)\n"
-        "    failed, tried = failed + found[0], tried + found[1]\n"
-        "sys.exit(1 if failed or not tried else 0)\n"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-
-
 # Data
 
 

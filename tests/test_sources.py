@@ -108,7 +108,10 @@ def test_unknown_domain(cache):
 
 
 def test_archive_missing(cache):
-    for call in (lambda: sources.archive("vader"), lambda: sources.vader("tweet")):
+    for call in (
+        lambda: sources.archive("vader"),
+        lambda: sources.vader("tweet"),
+    ):
         with pytest.raises(FileNotFoundError) as caught:
             call()
         assert f"`{FETCH}`" in str(caught.value)
@@ -193,7 +196,6 @@ def test_fetch(cache, pip):
     assert len(pip.commands) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="pip may end in a notice of its own")
 def test_fetch_hears_no_notice_of_pip(cache, pip):
     sources.fetch("vader")
     assert "--disable-pip-version-check" in pip.commands[0]
@@ -218,9 +220,6 @@ def test_fetch_fails(cache, pip, said, shown):
     assert sources.fetch("vader").read_bytes() == pip.content
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what has the wrong hash stays in the cache"
-)
 def test_fetched_something_else(cache, pip):
     pip.content = b"another"
     with pytest.raises(ValueError, match="sha256"):

@@ -38,6 +38,7 @@ HEADER = (
         ("A {input} and a {input}", "cat", "A cat and a cat"),
         ("A {input}!", "", "A !"),
         ("A {input}!", "{input}", "A {input}!"),
+        ('{"word": {input}}', "cat", '{"word": cat}'),
         ("JSON: {input}", '{"a": {}}', 'JSON: {"a": {}}'),
         ("{x} {0} {input!r}", "cat", "{x} {0} {input!r}\n\ncat"),
     ],

@@ -1,0 +1,212 @@
+"""A learner's way: JupyterLab in a browser, Run All, nothing red.
+
+Wants the browser extra and a Chromium: on the PATH, or named by CHROMIUM.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import psutil
+import pytest
+from test_notebook_runs import SMALL, lay_course, need_vader, read, shrink
+
+from instructft import __main__ as bootstrap
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(
+        None,
+        map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+    ),
+    None,
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
+SECONDS = 420  # for one notebook, on a busy machine
+HERE = {"127.0.0.1", "localhost", "::1"}
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium"),
+]
+playwright = pytest.importorskip("playwright.sync_api")
+
+# The notebook in front, as the page itself knows it
+FRONT = "window.jupyterapp?.shell.currentWidget"
+IDLE = f"{FRONT}?.sessionContext?.session?.kernel?.status === 'idle'"
+CELLS = f"""() => [...{FRONT}.content.model.cells].map(cell => ({{
+    id: cell.id, type: cell.type, count: cell.executionCount ?? null,
+    tags: cell.getMetadata('tags') ?? [],
+    outputs: cell.type === 'code' ? cell.outputs.toJSON() : []}}))"""
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A JupyterLab on a copy of the course: (address, process, log)."""
+    lay_course(tmp_path)
+    notebooks = tmp_path / "notebooks"
+    monkeypatch.setattr(bootstrap, "NOTEBOOKS", str(notebooks))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = bootstrap.lab_command(sys.executable)
+    # only so that the test finds it and can look into the page
+    command += ["--no-browser", f"--ServerApp.port={port}"]
+    command += ["--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser"]
+    command[-1] += "=True"
+    token = secrets.token_hex(16)
+    own = {f"JUPYTER_{k}_DIR": k for k in ("CONFIG", "DATA", "RUNTIME")}
+    env = bootstrap.surroundings(sys.executable)
+    env |= {name: str(tmp_path / folder) for name, folder in own.items()}
+    env |= {"JUPYTER_TOKEN": token, "PYTHONPATH": str(ROOT)}
+    log = tmp_path / "lab.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env=env, stdout=out, stderr=out
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{address}/api", server, log)
+        yield f"{address}/lab/tree/{{}}?reset&token={token}", server, log
+    finally:
+        family = [server.pid, *(p.pid for p in children(server))]
+        server.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(20)
+        for pid in family:
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(pid).kill()
+        server.wait()
+        shutil.rmtree(tmp_path / "data" / "work", ignore_errors=True)
+
+
+def wait_for(url, server, log):
+    end = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError):
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                url, timeout=5
+            )
+            return
+        assert server.poll() is None, log.read_text("utf-8")
+        assert time.monotonic() < end, log.read_text("utf-8")
+        time.sleep(0.2)
+
+
+def children(server):
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(server.pid).children(recursive=True)
+    return []
+
+
+def peers(server):
+    """The hosts that the server and its kernels are connected to."""
+    found = set()
+    for process in [psutil.Process(server.pid), *children(server)]:
+        with contextlib.suppress(psutil.Error):
+            for each in process.net_connections("inet"):
+                if each.raddr:
+                    found.add(each.raddr.ip.removeprefix("::ffff:"))
+    return found
+
+
+def outside(urls):
+    """The addresses that are not of this machine."""
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https", "ws", "wss"):
+            if parts.hostname not in HERE:
+                yield url
+
+
+def test_the_rule_for_addresses_can_fail():
+    here = ["http://127.0.0.1:1/x", "ws://localhost/y", "data:,x", "blob:x"]
+    away = ["https://example.org/x.js", "http://127.0.0.1.example.org/"]
+    assert list(outside(here + away)) == away
+
+
+@pytest.fixture
+def page():
+    """A page of a Chromium that does nothing of its own: (page, urls)."""
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        seen = []
+        context.on("request", lambda request: seen.append(request.url))
+        made = context.new_page()
+        made.on("websocket", lambda socket: seen.append(socket.url))
+        yield made, seen
+        browser.close()
+
+
+def cells_of(page):
+    return [c for c in page.evaluate(CELLS) if c["type"] == "code"]
+
+
+def errors_in(cells):
+    return [
+        f"{cell['id']}: {output.get('ename')}: {output.get('evalue')}"
+        for cell in cells
+        for output in cell["outputs"]
+        if output["output_type"] == "error"
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_run_all_in_the_browser(name, lab, page, tmp_path):
+    address, server, log = lab
+    page, urls = page
+    number = name.split("_")[0]
+    if number == "07":
+        need_vader()
+    path = tmp_path / "notebooks" / name
+    notebook = read(path)
+    shrink(notebook, SMALL.get(number, {}))
+    # what is seen below was shown now, not committed
+    for cell in notebook.cells:
+        cell.pop("outputs", None)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+
+    page.goto(address.format(name))
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_function(IDLE, timeout=60_000)
+    page.evaluate("() => { jupyterapp.commands.execute('runmenu:run-all') }")
+    end, met = time.monotonic() + SECONDS, set()
+    while True:
+        met |= peers(server)
+        cells = cells_of(page)
+        waiting = [cell["id"] for cell in cells if not cell["count"]]
+        if errors_in(cells) or not waiting and page.evaluate(IDLE):
+            break
+        assert time.monotonic() < end, f"{name}: {waiting} did not run"
+        assert server.poll() is None, log.read_text("utf-8")
+        page.wait_for_timeout(500)
+    page.screenshot(path=tmp_path / f"{number}-end.png")
+    page.evaluate(f"() => {FRONT}.content.scrollToItem(0)")
+    page.wait_for_timeout(1000)
+    page.screenshot(path=tmp_path / f"{number}-start.png")
+
+    assert not errors_in(cells), f"{name}\n" + "\n".join(errors_in(cells))
+    red = '[data-mime-type="application/vnd.jupyter.error"]'
+    assert page.locator(red).count() == 0
+    for cell in cells:
+        if "report" in cell["tags"]:
+            assert cell["outputs"], f"{name}, {cell['id']} shows nothing"
+    assert urls and not list(outside(urls))
+    assert met <= HERE, f"the server or a kernel met {met - HERE}"
+    logged = re.findall(r"\b(?:https?|wss?)://[^\s'\"]+", log.read_text())
+    assert not list(outside(logged))

@@ -1,0 +1,224 @@
+"""The exercise checks: right answers pass, usual mistakes are named."""
+
+import pytest
+
+from instructft import checks
+from instructft.instance import instance
+
+
+@pytest.fixture
+def said(capsys):
+    """Return a call of a check that returns the line it printed."""
+
+    def call(check, *words):
+        assert check(*words) is None
+        [line] = capsys.readouterr().out.splitlines()
+        assert line == "correct" or line.startswith("not yet: ")
+        return line
+
+    return call
+
+
+# --- 00 -------------------------------------------------------------------
+
+SHORT = {"instruction": "Which month?", "input": "Xmas", "output": "12"}
+
+
+@pytest.mark.parametrize(
+    "made, line",
+    [
+        (SHORT, "correct"),
+        (SHORT | {"output": "yes"}, "correct"),
+        (None, "not yet: return an instance"),
+        ("12", "not yet: a row is a str: write a JSON object"),
+        ({}, "not yet: instruction is missing"),
+        (SHORT | {"input": ""}, "not yet: give it an input too"),
+        (SHORT | {"output": ""}, "not yet: output is empty"),
+        (SHORT | {"output": 12}, "not yet: output is int: write a string"),
+        (SHORT | {"output": "Xmas"}, "not yet: output equals input"),
+        (SHORT | {"output": "123"}, "not yet: 4 tokens count, at most 3"),
+        (
+            SHORT | {"output": "It is the twelfth."},
+            "not yet: 6 tokens count, at most 3 may",
+        ),
+    ],
+)
+def test_own_instance(said, tokenizer, made, line):
+    assert said(checks.own_instance, lambda: made, tokenizer).startswith(line)
+
+
+def test_own_instance_made_by_the_package(said, tokenizer):
+    made = instance(**SHORT, licence="CC0-1.0")
+    assert said(checks.own_instance, lambda: made, tokenizer) == "correct"
+
+
+def right_loss(losses, labels):
+    counted = [
+        loss for loss, label in zip(losses, labels, strict=True) if label >= 0
+    ]
+    return sum(counted) / len(counted)
+
+
+def test_training_loss(said):
+    for compute, line in (
+        (right_loss, "correct"),
+        (lambda losses, labels: None, "not yet: return a number"),
+        (
+            lambda losses, labels: sum(losses) / len(losses),
+            "not yet: the hidden tokens still count",
+        ),
+        (
+            lambda losses, labels: right_loss(losses, labels) * 2,
+            "not yet: that is the sum: divide by the number",
+        ),
+        (
+            lambda losses, labels: right_loss(losses, labels) / 2,
+            "not yet: divide by the counted tokens, not by all",
+        ),
+        (lambda losses, labels: 7.0, "not yet: 7.0 instead of 1.5"),
+        (lambda losses, labels: float("nan"), "not yet: nan instead of 1.5"),
+    ):
+        assert said(checks.training_loss, compute).startswith(line)
+
+
+def test_training_loss_in_torch(said):
+    import torch
+
+    def compute(losses, labels):
+        return torch.tensor(losses)[torch.tensor(labels) != -100].mean()
+
+    assert said(checks.training_loss, compute) == "correct"
+
+
+# --- 07 -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(four_bit, tmp_path_factory):
+    """A 4-bit model with adapters, and its merged copy, as in notebook 07."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("tuned")
+    torch.manual_seed(0)
+    model = get_peft_model(
+        four_bit(),
+        LoraConfig(
+            r=4,
+            lora_alpha=12,
+            target_modules="all-linear",
+            init_lora_weights=False,
+            task_type="CAUSAL_LM",
+        ),
+    )
+    model.save_pretrained(folder / "adapter")
+    base = PeftModel.from_pretrained(
+        four_bit().dequantize(), folder / "adapter"
+    )
+    base.merge_and_unload().save_pretrained(folder / "merged")
+    return model, folder / "merged", AutoModelForCausalLM
+
+
+def test_adapter_size(said, tuned):
+    model = tuned[0]
+    for count, line in (
+        (lambda d_in, d_out, r: r * (d_in + d_out), "correct"),
+        (lambda d_in, d_out, r: None, "not yet: return a number"),
+        (lambda d_in, d_out, r: d_in * d_out, "not yet: 4,096 for a layer"),
+        (lambda d_in, d_out, r: r * d_in, "not yet: 256 for a layer of 64"),
+        (lambda d_in, d_out, r: r * d_in * d_out, "not yet: 16,384 for a"),
+    ):
+        assert said(checks.adapter_size, count, model).startswith(line)
+    line = said(checks.adapter_size, lambda *sizes: 1, model)
+    assert line.endswith("it is 256 in A and 256 in B")
+
+
+def test_adapter_size_looks_at_every_layer(said, tiny):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        tiny, LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    )
+    square = said(checks.adapter_size, lambda a, b, r: 2 * r * a, model)
+    assert square == (
+        "not yet: 256 for a layer of 64 inputs, 32 outputs and rank 2; it "
+        "is 128 in A and 64 in B"
+    )
+
+
+def test_adapter_size_without_adapters(said, tiny):
+    line = said(checks.adapter_size, lambda *sizes: 1, tiny)
+    assert line == "not yet: the model has no LoRA layer"
+
+
+def right_merge(weight, a, b, alpha):
+    return weight + alpha / a.shape[0] * (b @ a)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merge(said, tuned, dtype):
+    model, folder, loader = tuned
+    merged = loader.from_pretrained(folder, dtype=dtype)
+    for by_hand, line in (
+        (right_merge, "correct"),
+        (lambda w, a, b, alpha: None, "not yet: return a matrix"),
+        (
+            lambda w, a, b, alpha: w + b @ a,
+            "not yet: scale the product by alpha / r",
+        ),
+        (
+            lambda w, a, b, alpha: b @ a,
+            "not yet: the matrix differs from PEFT's",
+        ),
+        (lambda w, a, b, alpha: w, "not yet: the matrix differs"),
+        (
+            lambda w, a, b, alpha: w + alpha * (b @ a),
+            "not yet: the matrix differs",
+        ),
+        (
+            lambda w, a, b, alpha: w + alpha / a.shape[0] * (b @ a).T,
+            "not yet: the matrix differs",
+        ),
+        (lambda w, a, b, alpha: a @ b, "not yet: shape (4, 4), not (64, 64)"),
+        (
+            lambda w, a, b, alpha: right_merge(w, a, b, alpha) * float("nan"),
+            "not yet: the matrix differs",
+        ),
+    ):
+        assert said(checks.merge, by_hand, model, merged).startswith(line)
+
+
+def test_score(said):
+    def right(predictions, targets):
+        pairs = zip(predictions, targets, strict=True)
+        return sum(a == b for a, b in pairs) / len(targets)
+
+    def found_anywhere(predictions, targets):  # the notebook's own bug
+        return sum(p in targets for p in predictions) / len(predictions)
+
+    for rule, line in (
+        (right, "correct"),
+        (lambda p, t: None, "not yet: return a number"),
+        (found_anywhere, "not yet: a label counts as right if *any* row"),
+        (lambda p, t: 2, "not yet: 2 instead of 2/3"),
+        (lambda p, t: 0.0, "not yet: 0.0 instead of 2/3"),
+    ):
+        assert said(checks.score, rule).startswith(line)
+
+
+# --- all ------------------------------------------------------------------
+
+
+def test_every_check_is_tested_here():
+    import ast
+    import inspect
+
+    known = {
+        node.name
+        for node in ast.parse(inspect.getsource(checks)).body
+        if isinstance(node, ast.FunctionDef) and node.name[0] != "_"
+    }
+    with open(__file__, encoding="utf-8") as file:
+        text = file.read()
+    assert [name for name in known if f"checks.{name}," not in text] == []

@@ -1,0 +1,517 @@
+"""What readers see: every view has a true text twin, and text is data."""
+
+import base64
+import json
+import struct
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructft import show
+from instructft.masking import IGNORE
+from instructft.preflight import Check
+
+ATTACKS = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</td></table></div><h1>out</h1>",
+    "&lt;b&gt; &amp; &nbsp;",
+    "]]> <!-- {{ 1 }} ${1} $x_1$",
+]
+CANARY = "the canary sings"
+
+
+class Page(HTMLParser):
+    """Reads HTML back: its tags, its attributes' names, its text."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.text = set(), set(), ""
+        self.values = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.values += [value for _, value in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+class Letters:
+    """A tokenizer whose tokens are the words it was made of."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def decode(self, ids):
+        return "".join(self.words[i] for i in ids)
+
+
+def study_of(path, name, value=0.5, head="2026-01-01"):
+    record = {
+        "date": head,
+        "machine": {"cores": 2},
+        "versions": {"torch": "2", name: name},
+        "runs": [{"result": {name: value}}, {"result": {name: value}}],
+    }
+    path.write_text(json.dumps(record))
+    return show.study(path)
+
+
+def views(text, tmp_path):
+    """Put one text everywhere a text can stand."""
+    check = Check(text, False, text, text)
+    return {
+        "tokens": show.tokens(Letters([text, "b"]), [0, 1], [IGNORE, 1]),
+        "table": show.table([{text: text, "n": 1}]),
+        "gate": show.gate([check, check._replace(ok=True)]),
+        "conversation": show.conversation([{"role": text, "content": text}]),
+        "result": show.result({text: {"deep": text}}),
+        "study": study_of(tmp_path / "07.json", text, head=text),
+        "curve": show.curve([{"step": 1, text: 0.5}], name=text),
+        "bars": show.bars({"a": {text: 0.5}}),
+        "View": show.View(text),
+    }
+
+
+# --- every view -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_text_is_never_markup(text, tmp_path):
+    plain = Page(
+        "".join(view.html for view in views("plain", tmp_path).values())
+    )
+    for name, view in views(text, tmp_path).items():
+        page = Page(view.html)
+        assert page.tags <= plain.tags, name
+        assert page.attributes <= plain.attributes, name
+        if view.html:
+            assert text in page.text, name
+            assert text in view.text, name
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "../{}", "~/x"])
+def test_text_that_looks_like_a_path_is_not_read(form, tmp_path, monkeypatch):
+    canary = tmp_path / "canary.txt"
+    canary.write_text(CANARY)
+    monkeypatch.chdir(tmp_path)
+    text = form.format(canary.name if ".." not in form else canary)
+    for path in (text, str(canary)):
+        for name, view in views(path, tmp_path).items():
+            bundle = json.dumps(view._repr_mimebundle_())
+            assert CANARY not in bundle, name
+
+
+def test_bundles(tmp_path):
+    for name, view in views("plain", tmp_path).items():
+        bundle = view._repr_mimebundle_(include=None, exclude=None)
+        assert bundle["text/plain"] == repr(view) == view.text, name
+        assert ("text/html" in bundle) == bool(view.html)
+        assert ("image/png" in bundle) == bool(view.png)
+        assert ("application/json" in bundle) == (name == "result")
+        json.dumps(bundle)
+    assert show.View("x")._repr_mimebundle_() == {"text/plain": "x"}
+    # nothing is something: it is the cell that a study collects
+    assert show.View("", data={})._repr_mimebundle_()["application/json"] == {}
+
+
+def test_ipython_takes_the_bundle():
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(show.table([{"a": "<b>"}]))
+    assert shown["text/plain"] == "a\n<b>"
+    assert "&lt;b&gt;" in shown["text/html"]
+
+
+# --- tokens ---------------------------------------------------------------
+
+
+def test_tokens(tokenizer):
+    ids = tokenizer("Hi 12\n\nthere<|im_end|>")["input_ids"]
+    labels = [IGNORE] * (len(ids) - 2) + ids[-2:]
+    view = show.tokens(tokenizer, ids, labels)
+    assert view.text == "Hi 12\n\n[there][<|im_end|>]"
+    page = Page(view.html)
+    assert page.text.count("there") == 1
+    assert "\u21b5\u21b5" in page.text and "\n" not in page.text
+    assert f"id {ids[0]}, label -100" in page.values
+    assert f"id 2, label {tokenizer.eos_token_id}" in page.values
+    assert view.html.count(show.SEEN) == 2 + 1  # and in the legend
+    assert view.html.count("<br>") == 2  # after each newline token
+
+
+def test_tokens_with_losses():
+    view = show.tokens(
+        Letters(["a", ""]), [0, 1, 0], [IGNORE, 1, 0], losses=[9.0, 0.25, 0.0]
+    )
+    assert view.text == "a[][a]"
+    assert [v for v in Page(view.html).values if "id" in v] == [
+        "id 0, label -100",  # a hidden token has no loss
+        "id 1, label 1, loss 0.250",
+        "id 0, label 0, loss 0.000",
+    ]
+
+
+@pytest.mark.parametrize(
+    "labels, losses", [([1], None), ([1, 2, 3], None), ([1, 2], [0.5])]
+)
+def test_tokens_must_match_their_labels(labels, losses):
+    with pytest.raises(ValueError):
+        show.tokens(Letters("ab"), [0, 1], labels, losses)
+
+
+def test_no_tokens():
+    assert show.tokens(Letters([]), [], []).text == ""
+
+
+# --- table ----------------------------------------------------------------
+
+
+def test_table():
+    view = show.table(
+        [
+            {"name": "a", "share": 0.12345, "n": 1234567, "loss": 1234.5},
+            {"name": "long\nname", "share": 1, "n": None},
+        ]
+    )
+    assert view.text == (
+        "name       share  n        loss\n"
+        "a          0.123  1234567  1,234\n"
+        "long name  1      None"
+    )
+    assert Page(view.html).text == (
+        "namesharenloss" + "a0.12312345671,234" + "long\nname1None"
+    )
+    assert view.html.count("<tr>") == 3 and view.html.count("<td") == 8
+
+
+def test_table_shortens_its_text_twin_only():
+    row = {"text": "word " * 40, "n": 1}
+    view = show.table([row], width=20)
+    assert view.text == "text                n\nword word word ...  1"
+    assert row["text"] in Page(view.html).text
+
+
+@pytest.mark.parametrize(
+    "text", ["漢" * 100, "https://a.b/" + "c" * 90], ids=["words", "address"]
+)
+def test_table_shortens_text_without_spaces(text):
+    assert text[:15] in show.table([{"text": text}], width=20).text
+
+
+def test_table_of_nothing():
+    assert repr(show.table([])) == "(no rows)"
+    assert show.table([]).html
+
+
+CELL = st.text() | st.floats() | st.integers() | st.none() | st.booleans()
+
+
+@settings(max_examples=50)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({"a": CELL, "<b>": CELL}), min_size=1, max_size=4
+    )
+)
+def test_table_of_anything(rows):
+    view = show.table(rows)
+    assert len(view.text.split("\n")) == len(rows) + 1
+    assert Page(view.html).tags == {"table", "tr", "th", "td"}
+
+
+# --- gate, conversation ---------------------------------------------------
+
+
+def test_gate():
+    view = show.gate(
+        [Check("one", True, "fine", "no need"), Check("two", False, "5", "do")]
+    )
+    assert view.text == "ok  one: fine\nRED two: 5; do"
+    assert Page(view.html).text == "okonefineREDtwo5; do"
+    assert view.html.count(show.RED) == 1
+    assert show.gate([]).text == ""
+
+
+def test_conversation():
+    view = show.conversation(
+        [
+            {"role": "system", "content": ""},
+            {"role": "user", "content": "two\nlines"},
+            {"role": "assistant", "content": "a < b"},
+        ]
+    )
+    assert view.text == "system: \nuser: two\nlines\nassistant: a < b"
+    assert Page(view.html).text == "systemusertwo\nlinesassistanta < b"
+    assert show.conversation([]).text == ""
+
+
+# --- pictures -------------------------------------------------------------
+
+LOG = [
+    {"step": 1, "loss": 4.0, "lr": 0.1},
+    {"step": 2, "loss": 2.0},
+    {"step": 3, "eval_loss": 3.0},
+    {"step": 10, "loss": 1.0},
+    {"train_runtime": 9.0, "step": 10},
+]
+SHARES = {
+    "before": {"film": 0.1, "tweet": 0.25},
+    "after": {"film": 0.9, "tweet": 1.0},
+}
+SPREAD = {"after": {"film": (0.85, 0.95), "tweet": (0.98, 1.0)}}
+
+
+def size(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and png[12:16] == b"IHDR"
+    return struct.unpack(">II", png[16:24])
+
+
+def test_curve():
+    view = show.curve(LOG)
+    assert view.text.split("\n") == [
+        "step    1  loss 4.000  " + "#" * 40,
+        "step    2  loss 2.000  " + "#" * 20,
+        "step   10  loss 1.000  " + "#" * 10,
+    ]
+    assert size(view.png) == (600, 260)
+    assert show.curve(LOG, "eval_loss").text.startswith("step    3  eval_loss")
+    with pytest.raises(ValueError, match="logging_steps lower.*'eval_loss'"):
+        show.curve(LOG, "accuracy")
+    with pytest.raises(ValueError, match="'loss' was never logged"):
+        show.curve([])
+
+
+@pytest.mark.parametrize("losses", [[0.0], [0.0, 0.0], [1.0, float("nan")]])
+def test_curve_of_a_run_that_went_wrong(losses):
+    log = [{"step": i, "loss": loss} for i, loss in enumerate(losses)]
+    assert len(show.curve(log).text.split("\n")) == len(losses)
+
+
+def test_bars():
+    view = show.bars(SHARES, spread=SPREAD)
+    assert [line.split() for line in view.text.split("\n")] == [
+        ["before", "film", "10.0%"],
+        ["before", "tweet", "25.0%"],
+        ["after", "film", "90.0%", "(85.0%", "to", "95.0%)"],
+        ["after", "tweet", "100.0%", "(98.0%", "to", "100.0%)"],
+    ]
+    assert size(view.png) == (600, 280)
+    assert show.bars(SHARES).png != view.png  # its ends are drawn
+    one = show.bars({"only": {"film": 0.0}}, {"only": {"film": (0.0, 0.3)}})
+    assert one.text.split() == [
+        "only",
+        "film",
+        "0.0%",
+        *"(0.0% to 30.0%)".split(),
+    ]
+
+
+def test_pictures_are_the_same_twice():
+    assert show.curve(LOG).png == show.curve(LOG).png
+    assert show.bars(SHARES, SPREAD).png == show.bars(SHARES, SPREAD).png
+    assert show.curve(LOG[:2]).png != show.curve(LOG).png
+    bundle = show.curve(LOG)._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]) == show.curve(LOG).png
+
+
+def test_pictures_leave_no_figure_behind():
+    show.curve(LOG), show.bars(SHARES)
+    import matplotlib.pyplot
+
+    assert not matplotlib.pyplot.get_fignums()
+
+
+def test_dollars_are_data_too():
+    show.bars({"a": {r"$\nope$": 0.5}})
+
+
+# --- result and study -----------------------------------------------------
+
+
+def test_result():
+    figures = {"exact": {"film": 0.5, "tweet": 1}, "seconds": 12.25, "k": "v"}
+    view = show.result(figures)
+    assert [line.split("  ")[0] for line in view.text.split("\n")] == [
+        "figure",
+        "exact, film",
+        "exact, tweet",
+        "seconds",
+        "k",
+    ]
+    assert view.text.split("\n")[3].split() == ["seconds", "12.2"]
+    assert view._repr_mimebundle_()["application/json"] == figures
+    # a later change does not reach what was shown
+    figures["exact"]["film"] = 0
+    assert view.data["exact"]["film"] == 0.5
+    with pytest.raises(TypeError):
+        show.result({"model": object()})
+
+
+def test_study(tmp_path):
+    path = tmp_path / "07.json"
+    record = {
+        "date": "2026-01-01",
+        "machine": {"cores": 2, "system": "Linux"},
+        "versions": {"torch": "2.13.0", "trl": "1.16.0"},
+        "runs": [
+            {"result": {"exact": {"film": share}, "said": "x", "rows": 240}}
+            for share in (0.5, 0.7, 0.9)
+        ],
+    }
+    path.write_text(json.dumps(record))
+    view = show.study(path)
+    head, names, film, rows = view.text.split("\n")
+    assert head == "3 runs, 2026-01-01, 2 cores, torch 2.13.0, trl 1.16.0"
+    assert names.split() == ["figure", "mean", "spread", "each", "run"]
+    # the standard deviation of these three: sqrt(0.08 / 3)
+    assert film.split("  ")[0] == "exact, film"
+    assert film.split()[2:] == ["0.7", "0.163", "0.5", "0.7", "0.9"]
+    assert rows.split() == ["rows", "240", "0", *["240"] * 3]
+    assert "said" not in view.text
+    assert show.study(str(path)).html == view.html
+
+
+@pytest.mark.parametrize("name", ["07.json", "no/folder/07.json"])
+def test_study_that_nobody_made(tmp_path, name):
+    assert show.study(tmp_path / name).text == (
+        "no study yet: run `python -m instructft study 07`"
+    )
+
+
+# --- source ---------------------------------------------------------------
+
+
+def test_source():
+    from instructft.masking import labels
+
+    view = show.source(labels)
+    assert view.text.startswith("def labels(")
+    assert view.text.endswith("token_ids[answer_start:]")
+    assert Page(view.html).text.strip() == view.text
+
+
+def sample():
+    return "<script>alert(1)</script>"
+
+
+def test_source_is_escaped():
+    view = show.source(sample)
+    assert "script" not in Page(view.html).tags
+    assert Page(view.html).text.strip() == view.text
+
+
+# --- chat -----------------------------------------------------------------
+
+
+class Chat:
+    """A reader before the widget: writes, clicks, and looks."""
+
+    def __init__(self, ask, system=None):
+        self.widget = show.chat(ask, system)
+        self.turns, below = self.widget.children
+        self.line, self.again = below.children
+
+    def write(self, text):
+        self.line.value = text
+
+    def last(self):
+        """What stands there now: the newest drawing."""
+        return self.turns.outputs[-1]["data"]
+
+
+def echo(turns):
+    echo.asked.append([dict(turn) for turn in turns])
+    return f"<b>{turns[-1]['content']}</b>"
+
+
+@pytest.fixture
+def chat():
+    echo.asked = []
+    return Chat(echo)
+
+
+def test_chat(chat):
+    chat.write("  one ")
+    chat.write("two")
+    assert chat.line.value == ""
+    roles = [[turn["role"] for turn in asked] for asked in echo.asked]
+    assert roles == [["user"], ["user", "assistant", "user"]]
+    assert echo.asked[1][0]["content"] == "one"
+    assert chat.last()["text/plain"] == (
+        "user: one\nassistant: <b>one</b>\nuser: two\nassistant: <b>two</b>"
+    )
+    chat.write("two")  # the same again is a new turn
+    assert len(echo.asked) == 3
+
+
+def test_chat_shows_text_as_text(chat):
+    for text in ATTACKS:
+        chat.write(text)
+    page = Page(chat.last()["text/html"])
+    assert page.tags <= {"div", "b", "br"}
+    assert all(text in page.text for text in ATTACKS)
+    kinds = {key for out in chat.turns.outputs for key in out["data"]}
+    assert kinds <= {"text/plain", "text/html"}
+
+
+def test_chat_reads_no_file(chat, tmp_path):
+    canary = tmp_path / "canary.txt"
+    canary.write_text(CANARY)
+    chat.write(str(canary))
+    assert CANARY not in json.dumps(chat.turns.outputs)
+
+
+def test_chat_sends_no_empty_line(chat):
+    for text in ("", " ", "\t"):
+        chat.write(text)
+    assert echo.asked == [] and chat.turns.outputs == ()
+
+
+def test_chat_starts_over(chat):
+    chat.write("one")
+    chat.again.click()
+    assert chat.last()["text/plain"] == ""
+    chat.write("two")
+    assert [turn["content"] for turn in echo.asked[-1]] == ["two"]
+
+
+def test_chat_keeps_its_system_message():
+    echo.asked = []
+    chat = Chat(echo, system="Be brief.")
+    chat.write("one")
+    chat.again.click()
+    assert chat.last()["text/plain"] == "system: Be brief."
+    chat.write("two")
+    for asked in echo.asked:
+        assert asked[0] == {"role": "system", "content": "Be brief."}
+        assert len(asked) == 2
+
+
+def test_chat_shows_a_conversation_once(chat):
+    chat.write("one")
+    chat.write("two")
+    assert len(chat.turns.outputs) == 1
+
+
+def test_chat_says_that_the_model_failed(chat):
+    calls = SimpleNamespace(count=0)
+
+    def ask(turns):
+        calls.count += 1
+        if calls.count == 1:
+            raise ConnectionError("no teacher there")
+        return echo(turns)
+
+    echo.asked = []
+    broken = Chat(ask)
+    broken.write("one")
+    assert "no teacher there" in broken.last()["text/plain"]
+    broken.write("two")  # the failed turn is not asked again
+    assert [turn["role"] for turn in echo.asked[0]] == ["user"]
