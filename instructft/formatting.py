@@ -48,7 +48,9 @@ def messages(row: dict, system: str | None = None) -> list[dict]:
     return [*prompt(row, system), answer]
 
 
-def token_ids(tokenizer, messages: list[dict], answer_next: bool = False):
+def token_ids(
+    tokenizer, messages: list[dict], answer_next: bool = False
+) -> list[int]:
     """Return the ids of a conversation, by the tokenizer's template alone.
 
     `answer_next=True` opens the assistant's turn, as for generation.

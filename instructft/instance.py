@@ -28,7 +28,7 @@ class BadRows(ValueError):
 
 
 def instance(
-    instruction: str, input: str = "", output: str = "", **provenance
+    instruction: str, input: str = "", output: str = "", **provenance: object
 ) -> dict:
     """Make one instance and check it.
 

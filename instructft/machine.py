@@ -12,6 +12,10 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -62,7 +66,7 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def dtype():
+def dtype() -> "torch.dtype":
     """Return the torch dtype to compute in on this machine.
 
     bfloat16 where the GPU has it (compute capability 8.0 and up), float16

@@ -4,6 +4,7 @@ Reads a built trainer, trains nothing. Each check gives one line; a red
 one stops with the offending row and the remedy.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from instructft.masking import IGNORE, supervised
@@ -53,7 +54,7 @@ def stop_ids(trainer) -> set[int]:
     return set(stops if isinstance(stops, list) else [stops])
 
 
-def samples(trainer):
+def samples(trainer) -> Iterator[tuple[list[int], list[int]]]:
     """Yield (ids, labels) of each training row, packed rows taken apart."""
     for row in trainer.train_dataset:
         ids = row["input_ids"]

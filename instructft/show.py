@@ -14,8 +14,12 @@ from html import escape
 from math import isfinite
 from pathlib import Path
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 from instructft.masking import IGNORE
+
+if TYPE_CHECKING:
+    import ipywidgets as widgets
 
 CELL = "padding:2px 10px 2px 0;text-align:left;vertical-align:top"
 SEEN = "background:#1b7f4b;color:#fff"
@@ -316,7 +320,9 @@ def source(function: Callable) -> View:
     return View(text, html)
 
 
-def chat(ask: Callable[[list[dict]], str], system: str | None = None):
+def chat(
+    ask: Callable[[list[dict]], str], system: str | None = None
+) -> "widgets.VBox":
     """Return a widget to talk with a model; `ask` takes messages.
 
     Its plain twin is a call of `ask`. "Start over" forgets the turns.

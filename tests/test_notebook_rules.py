@@ -191,12 +191,9 @@ def rule_cells_can_be_copied(number, notebook):
                     yield f"{name}: {text!r} looks like an absolute path"
 
 
-def rule_cells_are_short(number, notebook):
+def rule_lines_are_short(number, notebook):
     for name, text in code(notebook):
-        lines = text.splitlines()
-        if len(lines) > 30 and "SFTConfig(" not in text:
-            yield f"{name}: {len(lines)} lines"
-        for line in lines:
+        for line in text.splitlines():
             if len(line) > 79:
                 yield f"{name}: {len(line)} columns: {line.strip()}"
 
@@ -462,7 +459,6 @@ def cell(index, *way, value):
     return put("cells", index, *way, value=value)
 
 
-LONG = "\n".join(f"x{i} = {i}" for i in range(31))
 IMPORT = "import os"
 BREAKS = {
     "ids_are_set_by_hand": [
@@ -516,8 +512,7 @@ BREAKS = {
         change(1, IMPORT, "open('~/x')"),
         change(4, "return a + b", "return open('/data/x')"),
     ],
-    "cells_are_short": [
-        change(1, IMPORT, LONG),
+    "lines_are_short": [
         change(1, IMPORT, "x = 1" + " " * 70 + "# why"),
     ],
     "outputs_are_clean": [

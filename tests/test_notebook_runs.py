@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Enough for each cell to have something to work on
 SMALL = {
     "00": {},
-    "07": {"TRAIN_ROWS": 24, "HELD_OUT_ROWS": 16, "PLAIN_TEXTS": 4},
+    "07": {"TRAIN_ROWS": 64, "HELD_OUT_ROWS": 16, "PLAIN_TEXTS": 4},
 }
 
 

@@ -274,7 +274,9 @@ def test_tokenizer_pads_with_its_end(build, tokenizer):
     trainer.model.config.pad_token_id = 0  # TRL copies the tokenizer's
     red = refused(trainer)
     assert set(red) == {"pad is not the end token"}
-    assert red["pad is not the end token"].seen == "pad 2, stop [2], model pad 0"
+    assert (
+        red["pad is not the end token"].seen == "pad 2, stop [2], model pad 0"
+    )
 
 
 def test_model_pads_with_its_end(build, tiny, monkeypatch):
