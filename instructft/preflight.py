@@ -74,8 +74,11 @@ def _check_data(trainer, rows: int) -> list[Check]:
     cut = []
     for ids, marked in samples(trainer):
         answer = supervised(marked)
-        # the template may write a line end after the end of a turn
-        stopped = stops & set(answer[-2:])
+        # a line end after the end token may count too (prompt, completion)
+        end = answer[-1:]
+        if end and not tokenizer.decode(end).strip():
+            end = answer[-2:-1]
+        stopped = stops & set(end)
         tail = next(
             (i for i, m in enumerate(reversed(marked)) if m != IGNORE), 0
         )

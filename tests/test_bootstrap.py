@@ -720,7 +720,11 @@ def test_the_terminal_shows_one_line_with_what_pip_does(tmp_path, monkeypatch):
 def test_the_lab_is_private_and_its_words_are_known_to_jupyter():
     labapp = pytest.importorskip("jupyterlab.labapp")
     serverapp = pytest.importorskip("jupyter_server.serverapp")
+    from jupyter_server.services.kernels import kernelmanager
+
+    kernels = kernelmanager.ServerKernelManager
     traits = {
+        "ServerKernelManager": kernels.class_traits(config=True),
         "LabApp": labapp.LabApp.class_traits(config=True),
         "ServerApp": serverapp.ServerApp.class_traits(config=True),
     }
@@ -734,6 +738,10 @@ def test_the_lab_is_private_and_its_words_are_known_to_jupyter():
         given[name] = traits[where][name].from_string(value)
     assert given["ip"] == "127.0.0.1" and given["news_url"] is None
     assert given["extension_manager"] == "readonly"
+    assert given["transport_encryption"] == "auto"
+    settings = Path(given["app_settings_dir"], "overrides.json")
+    [plugin] = json.loads(settings.read_text()).values()
+    assert plugin == {"fetchNews": "false"}
     never = given["check_for_updates_class"].rsplit(".", 1)[1]
     from jupyterlab.handlers import announcements
 

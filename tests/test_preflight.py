@@ -197,7 +197,6 @@ def test_row_cut(build, conversations, packing):
     assert "again and" in red["no row is cut"].seen
 
 
-@pytest.mark.xfail(strict=True, reason="the first turn's end token counts")
 def test_last_answer_cut_after_one_token(build, tokenizer, conversations):
     talk = [{"messages": row["messages"] * 2} for row in conversations]
     row = assistant_labels(tokenizer, talk[0]["messages"])
