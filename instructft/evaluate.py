@@ -174,12 +174,14 @@ def text_loss(
             logits = model(**batch).logits[:, :-1]
             target = batch["input_ids"][:, 1:].clone()
             target[batch["attention_mask"][:, 1:] == 0] = -100
-            total += cross_entropy(
+            losses = cross_entropy(
                 logits.float().flatten(0, 1),
                 target.flatten(),
                 ignore_index=-100,
-                reduction="sum",
-            ).item()
+                reduction="none",
+            )
+            # in float32 the sum would hang on the batch size
+            total += losses.double().sum().item()
             count += int((target != -100).sum())
     if not count:
         raise ValueError("no text of two tokens or more: give longer texts")

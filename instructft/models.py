@@ -86,12 +86,16 @@ def embedded() -> Path:
             return folder
         for left_over in home.glob("making-*"):
             shutil.rmtree(left_over)
+        source = gguf_file()
         aside = Path(tempfile.mkdtemp(dir=home, prefix="making-"))
         print("converting the embedded model, once (half a minute) ...")
         try:
-            convert(gguf_file(), aside)
+            convert(source, aside)
             sizes = {p.name: p.stat().st_size for p in aside.iterdir()}
             (aside / MANIFEST).write_text(json.dumps(sizes, indent=1))
+            aside.chmod(0o755)  # a class may share one cache
+            for path in aside.iterdir():
+                path.chmod(0o644)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(aside, folder)
         except BaseException:
