@@ -171,18 +171,17 @@ def text_loss(
                 max_length=max_length,
                 return_tensors="pt",
             ).to(model.device)
-            logits = model(**batch).logits[:, :-1]
-            target = batch["input_ids"][:, 1:].clone()
-            target[batch["attention_mask"][:, 1:] == 0] = -100
-            losses = cross_entropy(
-                logits.float().flatten(0, 1),
-                target.flatten(),
-                ignore_index=-100,
-                reduction="none",
-            )
-            # in float32 the sum would hang on the batch size
-            total += losses.double().sum().item()
-            count += int((target != -100).sum())
+            rows = model(**batch).logits
+            sizes = batch["attention_mask"].sum(1).clamp(min=1)
+            for logits, ids, size in zip(
+                rows, batch["input_ids"], sizes, strict=True
+            ):
+                losses = cross_entropy(
+                    logits[: size - 1].float(), ids[1:size], reduction="none"
+                )
+                # in float32 the sum would hang on the batch size
+                total += losses.double().sum().item()
+                count += len(losses)
     if not count:
         raise ValueError("no text of two tokens or more: give longer texts")
     return total / count
@@ -199,15 +198,23 @@ def agreement(
 
     Returns `largest_logit_gap`, `relative_logit_gap` (the largest gap as a
     share of the largest logit's size), `same_top_1` (share of prompts) and
-    `mean_kl` (nats, of `other` from `one`).
+    `mean_kl` (nats, of `other` from `one`). Both models see the same left
+    padding, which moves positions alike in both.
+
+    Raises ValueError if there is no prompt.
     """
     import torch
 
+    if not prompts:
+        raise ValueError("no prompts to compare on: give at least one")
     gap = size = same = divergence = 0.0
     with _evaluating(one), _evaluating(other), torch.inference_mode():
         for _, batch in _batches(tokenizer, prompts, batch_size):
             a, b = (
-                model(**batch.to(model.device)).logits[:, -1].float().cpu()
+                model(**batch.to(model.device), logits_to_keep=1)
+                .logits[:, -1]
+                .float()
+                .cpu()
                 for model in (one, other)
             )
             gap = max(gap, (a - b).abs().max().item())

@@ -104,7 +104,7 @@ def _read(path: str | Path, check: Callable[[dict], list[str]]) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8"), parse_constant=_no_json)
         except UnicodeDecodeError as error:
             said = [f"byte {error.start} is not UTF-8; save the file as UTF-8"]
         except (ValueError, RecursionError) as error:
@@ -126,10 +126,16 @@ def _read(path: str | Path, check: Callable[[dict], list[str]]) -> list[dict]:
     return rows
 
 
+def _no_json(name: str):
+    raise ValueError(f"{name} is no JSON number")
+
+
 def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
     """Write rows as JSONL, whole or not at all; return how many.
 
     The file is written aside and renamed: a kill leaves the old one.
+    Raises ValueError naming the row that JSON cannot hold (NaN, infinity,
+    a lone surrogate), TypeError for an object that is no JSON.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +144,15 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                try:
+                    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                    line.encode("utf-8")
+                except ValueError as error:
+                    raise ValueError(
+                        f"{path}: row {count + 1}: {error}; mend its text, "
+                        "or write null for a number that is none"
+                    ) from None
+                file.write(line + "\n")
                 count += 1
             file.flush()
             os.fsync(file.fileno())

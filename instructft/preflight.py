@@ -7,6 +7,7 @@ one stops with the offending row and the remedy.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from instructft.formatting import token_ids
 from instructft.masking import IGNORE, supervised
 
 
@@ -70,8 +71,9 @@ def samples(trainer) -> Iterator[tuple[list[int], list[int]]]:
 def _check_data(trainer, rows: int) -> list[Check]:
     args, tokenizer = trainer.args, trainer.processing_class
     stops = stop_ids(trainer)
+    header = _answer_header(tokenizer)
     count, tokens, counted, empty, open_ended = 0, 0, 0, [], []
-    cut = []
+    cut, elsewhere = [], []
     for ids, marked in samples(trainer):
         answer = supervised(marked)
         # a line end after the end token may count too (prompt, completion)
@@ -86,8 +88,10 @@ def _check_data(trainer, rows: int) -> list[Check]:
         counted += len(answer)
         if not answer:
             empty.append(tokenizer.decode(ids[-40:]))
-        elif not stopped:
+        elif not stopped or _stops_early(marked, stops):
             open_ended.append(tokenizer.decode(ids[-40:]))
+        if answer and not _starts_after(header, ids, marked):
+            elsewhere.append(tokenizer.decode(ids[-40:]))
         full = args.max_length and len(ids) >= args.max_length
         if full and (not stopped or tail > 2):
             cut.append(tokenizer.decode(ids[-40:]))
@@ -123,12 +127,66 @@ def _check_data(trainer, rows: int) -> list[Check]:
         Check(
             "every answer teaches to stop",
             not open_ended,
-            f"{len(open_ended)} answers end in no stop token"
+            f"{len(open_ended)} rows do not stop at the end, or stop before"
             + _first(open_ended),
-            "put the end token inside the generation markers, and let "
-            "generation_config.eos_token_id hold it",
+            "put the end token inside the generation markers, let "
+            "generation_config.eos_token_id hold it, and take it out of the "
+            "rows' own text",
+        ),
+        Check(
+            "answers start as in generation",
+            not elsewhere,
+            f"{len(elsewhere)} rows with an answer that does not start "
+            "right after its header" + _first(elsewhere),
+            "strip white space and control characters from the start of "
+            "answers: they merge with the header's last token, or hide the "
+            "answer from the loss",
         ),
     ]
+
+
+def _answer_header(tokenizer) -> list[int]:
+    """Return the ids that open an answer; [] where the template has none."""
+    if not tokenizer.chat_template:
+        return []
+    asked = [{"role": "user", "content": "?"}]
+    start = len(token_ids(tokenizer, asked))
+    return token_ids(tokenizer, asked, answer_next=True)[start:]
+
+
+def _spans(marked: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each run of labels that count."""
+    start = None
+    for i, label in enumerate([*marked, IGNORE]):
+        if label == IGNORE and start is not None:
+            yield start, i
+            start = None
+        elif label != IGNORE and start is None:
+            start = i
+
+
+def _stops_early(marked: list[int], stops: set[int]) -> bool:
+    # the last two: the end token, and for some templates a line end
+    return any(
+        stops & set(marked[start : end - 2]) for start, end in _spans(marked)
+    )
+
+
+def _starts_after(header: list[int], ids, marked) -> bool:
+    """Say whether each answer follows a header, and the last header's does.
+
+    TRL may hide one answer and all that follow, without a word.
+    """
+    starts = [start for start, _ in _spans(marked)]
+    if not header or starts[0] == 0:
+        return True  # a loss on everything has its own line
+    size = len(header)
+    headed = [
+        i
+        for i in range(size, len(ids) + 1)
+        if list(ids[i - size : i]) == header
+    ]
+    return set(starts) <= set(headed) and starts[-1] == headed[-1]
 
 
 def _first(texts: list[str]) -> str:

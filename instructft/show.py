@@ -255,8 +255,10 @@ def result(figures: dict) -> View:
     >>> result({"exact_match": 0.5})
     figure       value
     exact_match  0.5
+
+    Raises ValueError for a figure that is not finite: JSON has none.
     """
-    clean = json.loads(json.dumps(figures))
+    clean = json.loads(json.dumps(figures, allow_nan=False))
     shown = table([{"figure": k, "value": v} for k, v in _flat(clean).items()])
     return View(shown.text, shown.html, data=clean)
 

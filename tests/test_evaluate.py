@@ -346,6 +346,11 @@ def test_a_model_agrees_with_itself(tokenizer, tiny):
     }
 
 
+def test_agreement_needs_a_prompt(tiny, tokenizer):
+    with pytest.raises(ValueError, match="at least one"):
+        agreement(tiny, tiny, tokenizer, [])
+
+
 def test_agreement_by_hand(tokenizer, make_tiny):
     one, other = make_tiny(), make_tiny()
     torch.manual_seed(1)

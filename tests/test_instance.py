@@ -241,13 +241,19 @@ def test_a_failing_generator_leaves_the_old_file(path, error):
 
 
 @pytest.mark.parametrize(
-    "row, error", [({"a": {1}}, TypeError), ({"a": "\ud800"}, UnicodeError)]
+    "value, error, said",
+    [
+        ({1}, TypeError, "not JSON serializable"),
+        (float("nan"), ValueError, "row 2: .*not JSON compliant.* null"),
+        ([float("inf")], ValueError, "row 2: .*not JSON compliant"),
+        ("\ud800", ValueError, "row 2: .*surrogates not allowed"),
+    ],
 )
-def test_unwritable_rows_leave_the_old_file(path, row, error):
+def test_unwritable_rows_leave_the_old_file(path, value, error, said):
     write_rows(path, [GOOD])
     before = files(path)
-    with pytest.raises(error):
-        write_rows(path, [GOOD, row])
+    with pytest.raises(error, match=said):
+        write_rows(path, [GOOD, {"a": value}])
     assert files(path) == before
 
 
@@ -270,7 +276,7 @@ JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
-    | st.floats(allow_nan=False)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
@@ -298,3 +304,10 @@ def test_any_text_makes_an_instance(text):
         row = instance(text, output=text)
         write_rows(path, [row])
         assert read_instances(path) == [row]
+
+
+def test_not_a_number_is_not_json(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": NaN}\n')
+    with pytest.raises(BadRows, match=r"rows.jsonl:2: not JSON \(NaN is no"):
+        read_rows(path)

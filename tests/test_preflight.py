@@ -24,6 +24,7 @@ LINES = [
     "every row teaches",
     "the mask hides the prompt",
     "every answer teaches to stop",
+    "answers start as in generation",
     "pad is not the end token",
     "tokenizer and model stop alike",
     "the vocabulary fits",
@@ -230,6 +231,51 @@ def test_loss_on_everything(build, packing):
     assert "assistant_only_loss=True" in hidden.remedy
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_answer_that_starts_with_white_space(build, conversations, packing):
+    indented = messages({"instruction": "Go on.", "output": "    return 1"})
+    for turns in (indented, indented + conversations[0]["messages"]):
+        rows = [*conversations[:5], {"messages": turns}]
+        red = refused(build(rows=rows, packing=packing))
+        assert set(red) == {"answers start as in generation"}
+        [check] = red.values()
+        assert check.seen.startswith("1 rows with an answer")
+        assert "strip white space" in check.remedy
+
+
+def test_answer_that_trl_hides(build, conversations):
+    hidden = messages({"instruction": "Go on.", "output": "\x14No."})
+    rows = [{"messages": row["messages"] + hidden} for row in conversations]
+    trainer = build(rows=rows)
+    [_, marked] = next(samples(trainer))
+    assert supervised(marked)  # the first answer alone teaches
+    assert set(refused(trainer)) == {"answers start as in generation"}
+
+
+def test_end_token_inside_an_answer(build, conversations):
+    early = messages({"instruction": "Go.", "output": "No.<|im_end|> Yes, so"})
+    red = refused(build(rows=[*conversations[:5], {"messages": early}]))
+    assert set(red) == {"every answer teaches to stop"}
+    [check] = red.values()
+    assert check.seen.startswith("1 rows do not stop")
+    assert "rows' own text" in check.remedy
+
+
+def test_earlier_answers_may_be_hidden(build, conversations):
+    trainer = build(
+        rows=[
+            {
+                "prompt": row["messages"] + row["messages"][:1],
+                "completion": row["messages"][1:],
+            }
+            for row in conversations
+        ],
+        assistant_only_loss=False,
+        completion_only_loss=True,
+    )
+    assert all(c.ok for c in preflight(trainer, rows=6))
+
+
 # --- the tokens -----------------------------------------------------------
 
 
@@ -241,7 +287,7 @@ def test_generation_stops_elsewhere(build, tiny):
         "tokenizer and model stop alike",
     }
     stop = red["every answer teaches to stop"].seen
-    assert stop.startswith("6 answers end in no stop token")
+    assert stop.startswith("6 rows do not stop at the end")
     assert "surely.<|im_end|>" in stop
 
 
