@@ -166,9 +166,10 @@ def study(number: str) -> int:
 def fingerprint(notebook_path: Path | str) -> str:
     """Hash what a notebook's result depends on: its code and the pins.
 
-    Counted are the code cells up to the one tagged `result`, as syntax
-    trees, so that comments and layout do not matter, and the lines with ==
-    of requirements.txt. Exercises and their checks do not count.
+    Counted are the code cells up to the one tagged `result`, as one list of
+    syntax trees, so that comments, layout and where a cell ends do not
+    matter, and the lines with == of requirements.txt. Exercises and their
+    checks do not count.
     """
     parts = []
     for cell in _cells(notebook_path):
@@ -176,11 +177,9 @@ def fingerprint(notebook_path: Path | str) -> str:
         if cell["cell_type"] == "code" and not tags & {"exercise", "check"}:
             source = "".join(cell["source"])
             try:
-                body = _shape(ast.parse(source).body)
+                parts += _shape(ast.parse(source).body)
             except SyntaxError:  # IPython magics
-                body = source.strip()
-            if body:
-                parts.append(body)
+                parts.append(source.strip())
         if "result" in tags:
             break
     text = json.dumps([parts, sorted(_pins())])
