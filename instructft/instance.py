@@ -8,17 +8,21 @@ An *instance* is a dict with `instruction`, `input` (may be empty) and
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 FIELDS = ("instruction", "input", "output")
+LONGEST_LINE = 16 * 2**20  # bytes; more is no row but a lost line end
 
 
 class BadRows(ValueError):
-    """A file with unusable lines; `problems` names each of them."""
+    """A file with unusable lines; `problems` names each of them.
 
-    def __init__(self, path, problems: list[str]):
-        self.problems = problems
+    `rows` holds the good ones: nothing is lost for one bad line.
+    """
+
+    def __init__(self, path, problems: list[str], rows: Sequence[dict] = ()):
+        self.problems, self.rows = problems, list(rows)
         more = f"\n... and {len(problems) - 20} more" * (len(problems) > 20)
         super().__init__(
             f"{path}: {len(problems)} unusable lines\n"
@@ -91,39 +95,82 @@ def read_instances(path: str | Path) -> list[dict]:
     """Read a JSONL file of instances and check each of them.
 
     Raises BadRows naming file, line, what and remedy for every unusable
-    one; FileNotFoundError where there is no such file.
+    one, a second row with the same three fields among them;
+    FileNotFoundError where there is no such file.
     """
-    return _read(path, problems_of)
+    seen: set[tuple] = set()
+
+    def check(row: dict) -> list[str]:
+        if said := problems_of(row):
+            return said
+        key = tuple(row[field] for field in FIELDS)
+        if key in seen:
+            return ["the same as a row before; delete one of the two"]
+        seen.add(key)
+        return []
+
+    return _read(path, check)
+
+
+def stream_rows(path: str | Path) -> Iterator[dict]:
+    """Yield the rows of a JSONL file one by one, however long it is.
+
+    Raises BadRows at the first unusable line.
+    """
+    for row, problems in _lines(path, lambda row: []):
+        if problems:
+            raise BadRows(path, problems)
+        yield row
 
 
 def _read(path: str | Path, check: Callable[[dict], list[str]]) -> list[dict]:
     rows, problems = [], []
-    data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    # only the newline byte ends a line: U+2028 may stand inside a string
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"), parse_constant=_no_json)
-        except UnicodeDecodeError as error:
-            said = [f"byte {error.start} is not UTF-8; save the file as UTF-8"]
-        except (ValueError, RecursionError) as error:
-            said = [f"not JSON ({error}); write one whole JSON object here"]
-        else:
-            said = check(row) if isinstance(row, dict) else []
-            if not isinstance(row, dict):
-                kind = type(row).__name__
-                said = [
-                    f"a {kind}, not an object; write "
-                    '{"field": ...} or delete the line'
-                ]
+    for row, said in _lines(path, check):
         if said:
-            problems += [f"{path}:{number}: {problem}" for problem in said]
+            problems += said
         else:
             rows.append(row)
     if problems:
-        raise BadRows(path, problems)
+        raise BadRows(path, problems, rows)
     return rows
+
+
+def _lines(path, check) -> Iterator[tuple[dict, list[str]]]:
+    """Yield (row, problems) of each line that is not blank."""
+    number = 0
+    # only the newline byte ends a line: U+2028 may stand inside a string
+    with open(path, "rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            row, said = {}, []
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE)
+                size = LONGEST_LINE >> 20
+                said = [f"longer than {size} MB; write one row a line"]
+            elif line.strip():
+                row, said = _parsed(line, check)
+            else:
+                continue
+            yield row, [f"{path}:{number}: {what}" for what in said]
+
+
+def _parsed(line: bytes, check) -> tuple[dict, list[str]]:
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_no_json)
+    except UnicodeDecodeError as error:
+        return {}, [f"byte {error.start} is not UTF-8; save the file as UTF-8"]
+    except (ValueError, RecursionError) as error:
+        return {}, [f"not JSON ({error}); write one whole JSON object here"]
+    if not isinstance(row, dict):
+        kind = type(row).__name__
+        return {}, [
+            f"a {kind}, not an object; write "
+            '{"field": ...} or delete the line'
+        ]
+    return row, check(row)
 
 
 def _no_json(name: str):

@@ -35,6 +35,12 @@ ARCHIVES = {
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
         "MIT",
     ),
+    "promptsource": Archive(
+        "promptsource==0.2.3",
+        "promptsource-0.2.3.tar.gz",
+        "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5",
+        "Apache-2.0",
+    ),
 }
 
 # Hutto and Gilbert, "VADER", ICWSM 2014: people rated each text from -4
