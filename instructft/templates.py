@@ -123,6 +123,9 @@ def render(
                     problem = str(parts)
                 elif len(parts) != 2:
                     problem = f"gave {len(parts)} part(s), not two"
+                elif not all(parts):  # P3 leaves such rows out, too
+                    which = "completion" if parts[0] else "prompt"
+                    problem = f"the {which} is empty"
                 else:
                     prompt, completion = parts
                 made |= {"prompt": prompt, "completion": completion}
@@ -336,7 +339,8 @@ def _main(words: list[str]) -> int:
     except BrokenPipeError:
         return 1
     except (BadRows, KeyError, OSError, ValueError) as error:
-        print(error.args[0] if error.args else error, file=sys.stderr)
+        what = error.args[0] if isinstance(error, KeyError) else error
+        print(what, file=sys.stderr)
         return 1
     print(f"{written} rendered, {problems} not", file=sys.stderr)
     return 0

@@ -1,0 +1,148 @@
+"""ROUGE-L to the last bit, and a pool that never decides otherwise."""
+
+import json
+from difflib import SequenceMatcher
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructft.similarity import Pool, groups, rouge_l, words
+
+RUN = Path(__file__).parents[2] / "shared/parity/self_instruct_run"
+TEXTS = st.lists(st.sampled_from("a b c d e 7".split()), max_size=9).map(
+    " ".join
+)
+
+
+def by_hand(a, b):
+    """ROUGE-L by the textbook's recursion."""
+    one, other = words(a), words(b)
+
+    @cache
+    def common(i, j):
+        if i == len(one) or j == len(other):
+            return 0
+        if one[i] == other[j]:
+            return 1 + common(i + 1, j + 1)
+        return max(common(i + 1, j), common(i, j + 1))
+
+    size = common(0, 0)
+    if not size:
+        return 0.0
+    precision, recall = size / len(other), size / len(one)
+    return 2 * precision * recall / (precision + recall)
+
+
+@given(a=TEXTS, b=TEXTS)
+def test_rouge_l_by_hand(a, b):
+    assert rouge_l(a, b) == by_hand(a, b)
+
+
+def test_a_long_text():
+    a = "one two three four " * 100
+    assert rouge_l(a, a) == 1.0
+    assert rouge_l(a, a.replace("two", "too")) == 0.75
+    blocks = SequenceMatcher(None, words(a), words(a)).get_matching_blocks()
+    assert sum(block.size for block in blocks) == 400
+
+
+@pytest.mark.parametrize(
+    "a, b, score",
+    [
+        ("", "", 0.0),
+        ("a", "", 0.0),
+        ("A", "a", 1.0),
+        ("It's", "it s", 1.0),
+        ("你好", "你好", 0.0),  # the gate is blind to other scripts
+        ("naïve", "na ve", 1.0),
+    ],
+)
+def test_odd_texts(a, b, score):
+    assert rouge_l(a, b) == score
+
+
+def test_exactly_seven_tenths_hangs_on_the_floats():
+    """The reference rejects about half of the pairs that are exactly 0.7."""
+    over = 0
+    pairs = [
+        (common, size, other)
+        for size in range(1, 151)
+        for other in range(1, 151)
+        for common in range(1, min(size, other) + 1)
+        if 20 * common == 7 * (size + other)
+    ]
+    for common, size, other in pairs:
+        precision, recall = common / other, common / size
+        over += 2 * precision * recall / (precision + recall) > 0.7
+    # METHODS: 272 of 531
+    assert (over, len(pairs)) == (272, 531)
+    [(common, size, other)] = [p for p in pairs if p == (7, 10, 10)]
+    a = " ".join(f"w{i}" for i in range(10))
+    b = " ".join(f"w{i}" if i < 7 else f"x{i}" for i in range(10))
+    assert rouge_l(a, b) == 2 * 0.7 * 0.7 / (0.7 + 0.7)
+
+
+@settings(max_examples=60)
+@given(texts=st.lists(TEXTS, max_size=30), new=TEXTS)
+@pytest.mark.parametrize("above", [0.0, 0.3, 0.7])
+def test_the_pool_finds_what_all_pairs_find(above, texts, new):
+    pool = Pool(texts)
+    assert len(pool) == len(texts)
+    assert pool.near(new, above) == [
+        (i, score)
+        for i, text in enumerate(texts)
+        if (score := rouge_l(text, new)) > above
+    ]
+
+
+def test_the_pool_grows():
+    pool = Pool()
+    for i in range(300):
+        assert pool.near(f"a{i} b{i} c{i}", 0) == []
+        pool.add(f"a{i} b{i} c{i}")
+    assert pool.near("b7 c7", 0.7) == [(7, 0.8)]
+
+
+@given(texts=st.lists(TEXTS, max_size=12))
+def test_groups_are_what_chains_of_pairs_join(texts):
+    number = groups(texts, above=0.5)
+    for i, a in enumerate(texts):
+        assert number[i] <= i and number[number[i]] == number[i]
+        for j, b in enumerate(texts[:i]):
+            if a == b or rouge_l(a, b) > 0.5:
+                assert number[i] == number[j]
+    # and no text joins a group without a reason
+    for i, a in enumerate(texts):
+        if number[i] != i:
+            assert any(
+                a == b or rouge_l(a, b) > 0.5
+                for j, b in enumerate(texts)
+                if j != i and number[j] == number[i]
+            )
+
+
+def test_a_published_run_has_the_same_scores():
+    if not RUN.is_dir():
+        pytest.skip(f"{RUN} is not here")
+    seeds, made = (
+        [json.loads(line) for line in (RUN / name).open(encoding="utf-8")]
+        for name in (
+            "seed_tasks.jsonl",
+            "machine_generated_instructions.jsonl",
+        )
+    )
+    pool = [seed["instruction"] for seed in seeds]
+    for row in made:
+        text = row["instruction"]
+        for other, score in row["most_similar"].items():
+            assert rouge_l(other, text) == score
+        every = [rouge_l(other, text) for other in pool]
+        assert sum(every) / len(every) == pytest.approx(
+            row["avg_similarity_score"], abs=1e-12
+        )
+        assert max(every) <= 0.7
+        pool.append(text)
+    assert (len(seeds), len(made)) == (175, 54)
