@@ -44,6 +44,63 @@ def training_loss(compute: Callable) -> None:
     _say(hints.get(round(found, 6), f"{found} instead of 1.5"))
 
 
+def cleaning(is_bad: Callable, rows: list[dict]) -> None:
+    """Check 01's exercise: score a rule against the planted defects."""
+    verdicts = [is_bad(row) for row in rows]
+    if None in verdicts:
+        return _say("return True or False")
+    bad = [row["defect"] != "none" for row in rows]
+    found = sum(v and b for v, b in zip(verdicts, bad, strict=True))
+    alarms = sum(v and not b for v, b in zip(verdicts, bad, strict=True))
+    print(f"{found} of {sum(bad)} defects found, {alarms} false alarms")
+    if alarms > 10:
+        return _say(
+            "at most 10 sound rows may be lost: which rule takes them?"
+        )
+    missed = {
+        row["defect"]
+        for row, v in zip(rows, verdicts, strict=True)
+        if row["defect"] != "none" and not v
+    }
+    if found < 40:
+        return _say(f"find 40 or more; missed: {', '.join(sorted(missed))}")
+    _say("")
+
+
+def split(divide: Callable) -> None:
+    """Check 01's exercise: groups stay whole, about a share is held out."""
+    numbers = [i // 3 for i in range(60)]
+    sides = divide(numbers, 0.2)
+    if sides is None:
+        return _say("return two lists of indices")
+    train, held_out = map(list, sides)
+    if sorted(train + held_out) != list(range(60)):
+        return _say("each index belongs to exactly one side")
+    both = {numbers[i] for i in train} & {numbers[i] for i in held_out}
+    if both:
+        return _say(f"{len(both)} groups stand on both sides: move them whole")
+    _say(
+        ""
+        if 9 <= len(held_out) <= 15
+        else f"{len(held_out)} of 60 are held out, about 12 should be"
+    )
+
+
+def count_rows(count: Callable) -> None:
+    """Check 01's bug hunt: only a newline ends a row."""
+    text = '{"output": "one\\u2028two"}\n{"output": "three"}\n'
+    text = text.replace("\\u2028", "\u2028")
+    found = count(text)
+    if found is None:
+        return _say("return a number")
+    if found == 3:
+        return _say(
+            "U+2028 may stand inside a JSON string, and splitlines() cuts "
+            "there: split on the newline alone"
+        )
+    _say("" if found == 2 else f"{found} rows instead of 2")
+
+
 def adapter_size(count: Callable, model) -> None:
     """Check 07's first exercise against the adapters of a PEFT model."""
     layers = [m for m in model.modules() if getattr(m, "lora_A", None)]

@@ -189,17 +189,9 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     count = 0
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(handle, "wb") as file:
             for row in rows:
-                try:
-                    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-                    line.encode("utf-8")
-                except ValueError as error:
-                    raise ValueError(
-                        f"{path}: row {count + 1}: {error}; mend its text, "
-                        "or write null for a number that is none"
-                    ) from None
-                file.write(line + "\n")
+                file.write(_line(row, f"{path}: row {count + 1}"))
                 count += 1
             file.flush()
             os.fsync(file.fileno())
@@ -209,3 +201,32 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
         Path(aside).unlink(missing_ok=True)
         raise
     return count
+
+
+def append_row(path: str | Path, row: dict) -> None:
+    """Put one row at the end of a JSONL file, on the disk before it returns.
+
+    Makes the file if there is none. A last line that a kill has cut stays
+    as it is, and the row starts on a line of its own. Raises as write_rows.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = _line(row, f"{path}: the new row")
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(row: dict, where: str) -> bytes:
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8") + b"\n"
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: {error}; mend its text, or write null for a number "
+            "that is none"
+        ) from None

@@ -369,3 +369,51 @@ def chat(
     line.observe(send, names="value")
     again.on_click(forget)
     return widgets.VBox([turns, widgets.HBox([line, again])])
+
+
+def form(path: str | Path) -> "widgets.VBox":
+    """Return a widget to write instances, see them and keep them in a file.
+
+    What is typed is checked and shown as the conversation it will become.
+    *Save* appends it to `path`. Its plain twin is
+    `append_row(path, instance(...))`.
+    """
+    import ipywidgets as widgets
+
+    from instructft.formatting import messages
+    from instructft.instance import FIELDS, append_row, problems_of
+
+    boxes = {
+        field: widgets.Textarea(
+            description=field, rows=2, layout={"width": "90%"}
+        )
+        for field in FIELDS
+    }
+    save = widgets.Button(description="Save", disabled=True)
+    seen, said = widgets.Output(), widgets.Output()
+
+    def row() -> dict:
+        return {field: box.value for field, box in boxes.items()}
+
+    def draw(_=None):
+        problems = problems_of(row())
+        save.disabled = bool(problems)
+        seen.outputs = ()
+        if problems:
+            text = "\n".join(problems)
+            seen.append_display_data(View(text, f"<pre>{escape(text)}</pre>"))
+        else:
+            seen.append_display_data(conversation(messages(row())))
+
+    def keep(_):
+        append_row(path, row())
+        said.outputs = ()
+        said.append_display_data(View(f"saved in {path}"))
+        for box in boxes.values():
+            box.value = ""
+
+    for box in boxes.values():
+        box.observe(draw, names="value")
+    save.on_click(keep)
+    draw()
+    return widgets.VBox([*boxes.values(), seen, save, said])

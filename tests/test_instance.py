@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from instructft.instance import (
     BadRows,
+    append_row,
     instance,
     problems_of,
     read_instances,
     read_rows,
+    stream_rows,
     write_rows,
 )
 
@@ -105,7 +107,9 @@ def test_sound_instances(row):
 def test_fine_files(path, content, count):
     path.write_bytes(content)
     assert read_rows(path) == [GOOD] * count
-    assert read_instances(path) == [GOOD] * count
+    assert list(stream_rows(path)) == [GOOD] * count
+    if count < 2:
+        assert read_instances(path) == [GOOD] * count
 
 
 @pytest.mark.parametrize(
@@ -311,3 +315,128 @@ def test_not_a_number_is_not_json(tmp_path):
     path.write_text('{"a": 1}\n{"a": NaN}\n')
     with pytest.raises(BadRows, match=r"rows.jsonl:2: not JSON \(NaN is no"):
         read_rows(path)
+
+
+# --- files as they come ---------------------------------------------------
+
+
+def line(**other):
+    return json.dumps(GOOD | other).encode()
+
+
+FIRST, LAST = line(input="first"), line(input="last")
+MALFORMED = {
+    "cut": LINE[:-9],
+    "cut in a string": LINE[:20],
+    "cut in an escape": b'{"instruction": "a\\u12',
+    "an opening brace": b"{",
+    "a closing brace": b"}",
+    "a comma at the end": LINE + b",",
+    "two rows": LINE + LINE,
+    "an array of rows": b"[" + LINE + b"]",
+    "null": b"null",
+    "true": b"true",
+    "a number": b"17",
+    "a string": b'"Add."',
+    "an empty object": b"{}",
+    "an empty array": b"[]",
+    "single quotes": b"{'instruction': 'Add.'}",
+    "a comment": b"// a comment",
+    "csv": b"Add.,1+1,2",
+    "yaml": b"instruction: Add.",
+    "html": b"<html><body>404</body></html>",
+    "NaN": b'{"instruction": "a", "input": "", "output": NaN}',
+    "infinity": b'{"instruction": "a", "input": "", "output": -Infinity}',
+    "a raw tab": LINE.replace(b"Add", b"A\td"),
+    "a raw null byte": LINE.replace(b"Add", b"A\x00d"),
+    "null bytes": b"\x00" * 50,
+    "latin-1": line().replace(b"Add.", "Zoë".encode("latin-1")),
+    "utf-16": line().decode().encode("utf-16"),
+    "half a character": line().replace(b"Add.", b"\xf0\x9f\x99"),
+    "an encoded surrogate": line().replace(b"Add.", b"\xed\xa0\x80"),
+    "a second byte order mark": b"\xef\xbb\xbf" + LINE,
+    "nested too deep": b"[" * 100_000,
+    "a huge number": b'{"instruction": ' + b"9" * 5000 + b"}",
+    "no instruction": b'{"input": "1+1", "output": "2"}',
+    "no input": b'{"instruction": "Add.", "output": "2"}',
+    "no output": b'{"instruction": "Add.", "input": "1+1"}',
+    "capital names": b'{"Instruction": "Add.", "Input": "", "Output": "2"}',
+    "instruction is null": line(instruction=None),
+    "input is a list": line(input=["1", "1"]),
+    "output is a number": line(output=2),
+    "output is an object": line(output={"sum": 2}),
+    "instruction is empty": line(instruction=""),
+    "output is empty": line(output=""),
+    "output is blank": line(output=" \n\t"),
+    "output is input": line(output="1+1"),
+    "a row twice": FIRST,
+}
+
+
+@pytest.mark.parametrize("bad", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_lines_are_named_and_good_rows_kept(path, bad):
+    path.write_bytes(FIRST + b"\n" + bad + b"\n" + LAST + b"\n")
+    with pytest.raises(BadRows) as caught:
+        read_instances(path)
+    assert [row["input"] for row in caught.value.rows] == ["first", "last"]
+    lines = bad.count(b"\n") + 1
+    assert caught.value.problems
+    for problem in caught.value.problems:
+        where, _, what = problem.partition(f"{path}:")
+        number, _, what = what.partition(": ")
+        assert not where and int(number) in range(2, 2 + lines)
+        assert ";" in what or ": " in what or "(" in what  # a remedy
+    # the same as the last line, without a line end: a torn file
+    path.write_bytes(FIRST + b"\n" + bad)
+    with pytest.raises(BadRows):
+        read_instances(path)
+
+
+def test_enough_malformed_files():
+    assert len(MALFORMED) >= 40
+
+
+def test_a_line_of_100_mb(path):
+    with path.open("wb") as file:
+        file.write(FIRST + b"\n")
+        for _ in range(100):
+            file.write(b"x" * 2**20)
+        file.write(b"\n" + LAST)
+    with pytest.raises(BadRows) as caught:
+        read_instances(path)
+    [problem] = caught.value.problems
+    assert problem == f"{path}:2: longer than 16 MB; write one row a line"
+    assert [row["input"] for row in caught.value.rows] == ["first", "last"]
+
+
+def test_a_stream_stops_at_the_first_bad_line(path):
+    path.write_bytes(FIRST + b"\n" + LAST + b"\nnull\n" + LINE)
+    rows = stream_rows(path)
+    assert [next(rows)["input"], next(rows)["input"]] == ["first", "last"]
+    with pytest.raises(BadRows, match="rows.jsonl:3: a NoneType"):
+        next(rows)
+
+
+# --- one row more ---------------------------------------------------------
+
+
+def test_rows_are_appended(path):
+    for i in range(3):
+        append_row(path, GOOD | {"input": str(i)})
+    assert [row["input"] for row in read_rows(path)] == ["0", "1", "2"]
+
+
+def test_a_torn_line_costs_no_new_row(path):
+    path.write_bytes(FIRST + b"\n" + LINE[:20])
+    append_row(path, GOOD)
+    with pytest.raises(BadRows) as caught:
+        read_rows(path)
+    assert caught.value.rows == [json.loads(FIRST), GOOD]
+    assert [p.split(": ")[0] for p in caught.value.problems] == [f"{path}:2"]
+
+
+def test_what_json_cannot_hold_is_not_appended(path):
+    append_row(path, GOOD)
+    with pytest.raises(ValueError, match="the new row: .*surrogates"):
+        append_row(path, {"a": "\ud800"})
+    assert read_rows(path) == [GOOD]
