@@ -406,6 +406,8 @@ def form(path: str | Path) -> "widgets.VBox":
             seen.append_display_data(conversation(messages(row())))
 
     def keep(_):
+        if problems_of(row()):
+            return
         append_row(path, row())
         said.outputs = ()
         said.append_display_data(View(f"saved in {path}"))

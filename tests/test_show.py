@@ -515,3 +515,32 @@ def test_chat_says_that_the_model_failed(chat):
     assert "no teacher there" in broken.last()["text/plain"]
     broken.write("two")  # the failed turn is not asked again
     assert [turn["role"] for turn in echo.asked[0]] == ["user"]
+
+
+# --- form -----------------------------------------------------------------
+
+
+def test_form(tmp_path):
+    path = tmp_path / "work" / "mine.jsonl"
+    form = show.form(path)
+    *boxes, seen, save, said = form.children
+    assert [box.description for box in boxes] == [
+        "instruction",
+        "input",
+        "output",
+    ]
+    assert save.disabled and "instruction is empty" in str(seen.outputs)
+    save.click()  # as a keyboard may: what is not sound is not kept
+    assert not path.exists()
+    texts = ["Say <b>it</b>.", "", ATTACKS[0]]
+    for _ in range(2):
+        for box, text in zip(boxes, texts, strict=True):
+            box.value = text
+        assert not save.disabled
+        page = Page(seen.outputs[0]["data"]["text/html"])
+        assert page.tags <= {"div", "b", "br"} and ATTACKS[0] in page.text
+        save.click()
+        assert [box.value for box in boxes] == ["", "", ""]
+        assert "saved in" in str(said.outputs)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [list(row.values()) for row in rows] == [texts] * 2
