@@ -62,8 +62,8 @@ def cleaning(is_bad: Callable, rows: list[dict]) -> None:
         for row, v in zip(rows, verdicts, strict=True)
         if row["defect"] != "none" and not v
     }
-    if found < 40:
-        return _say(f"find 40 or more; missed: {', '.join(sorted(missed))}")
+    if found < 35:
+        return _say(f"find 35 or more; missed: {', '.join(sorted(missed))}")
     _say("")
 
 

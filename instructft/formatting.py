@@ -132,7 +132,7 @@ def from_sharegpt(row: dict) -> list[dict]:
 def _renamed(role: str, names: dict[str, str], number: int) -> str:
     if role not in names:
         raise ValueError(
-            f"message {number} is {role!r}'s: one of {list(names)} is known"
+            f"message {number} is from {role!r}: one of {list(names)} is known"
         )
     return names[role]
 

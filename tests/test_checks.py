@@ -210,6 +210,77 @@ def test_score(said):
 # --- all ------------------------------------------------------------------
 
 
+# --- 01 -------------------------------------------------------------------
+
+DEFECTS = [
+    {"output": str(i), "defect": "empty_output" if i < 50 else "none"}
+    for i in range(150)
+]
+
+
+@pytest.mark.parametrize(
+    "rule, counts, line",
+    [
+        (lambda row: int(row["output"]) < 35, "35 of 50", "correct"),
+        (lambda row: int(row["output"]) < 60, "50 of 50", "correct"),
+        (lambda row: int(row["output"]) < 34, "34 of 50", "not yet: find 35"),
+        (lambda row: True, "50 of 50", "not yet: at most 10 sound rows"),
+    ],
+)
+def test_cleaning(capsys, rule, counts, line):
+    checks.cleaning(rule, DEFECTS)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{counts} defects found, ")
+    assert second.startswith(line)
+
+
+def test_cleaning_without_a_verdict(said):
+    assert said(checks.cleaning, lambda row: None, DEFECTS) == (
+        "not yet: return True or False"
+    )
+
+
+def by_group(numbers, share):
+    out = {n for n in numbers if n % 5 == 0}
+    return (
+        [i for i, n in enumerate(numbers) if n not in out],
+        [i for i, n in enumerate(numbers) if n in out],
+    )
+
+
+@pytest.mark.parametrize(
+    "divide, line",
+    [
+        (by_group, "correct"),
+        (lambda numbers, share: None, "not yet: return two lists"),
+        (
+            lambda numbers, share: (list(range(48)), list(range(47, 60))),
+            "not yet: each index belongs to exactly one side",
+        ),
+        (
+            lambda numbers, share: (list(range(49)), list(range(49, 60))),
+            "not yet: 1 groups stand on both sides",
+        ),
+        (
+            lambda numbers, share: (list(range(30)), list(range(30, 60))),
+            "not yet: 30 of 60 are held out",
+        ),
+    ],
+)
+def test_split(said, divide, line):
+    assert said(checks.split, divide).startswith(line)
+
+
+def test_count_rows(said):
+    for count, line in (
+        (lambda text: len(text.split("\n")) - 1, "correct"),
+        (lambda text: None, "not yet: return a number"),
+        (lambda text: len(text.splitlines()), "not yet: U+2028 may stand"),
+        (lambda text: 1, "not yet: 1 rows instead of 2"),
+    ):
+        assert said(checks.count_rows, count).startswith(line)
+
+
 def test_every_check_is_tested_here():
     import ast
     import inspect

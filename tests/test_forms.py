@@ -94,9 +94,9 @@ def test_what_is_no_chatml(text):
 
 def test_unknown_speakers():
     turn = {"from": "alien", "value": "Hi"}
-    with pytest.raises(ValueError, match="message 1 is 'alien's"):
+    with pytest.raises(ValueError, match="message 1 is from 'alien'"):
         from_sharegpt({"conversations": [{"from": "gpt", "value": ""}, turn]})
-    with pytest.raises(ValueError, match="message 0 is 'tool's"):
+    with pytest.raises(ValueError, match="message 0 is from 'tool'"):
         to_sharegpt([{"role": "tool", "content": "2"}])
     aliases = [{"from": name, "value": ""} for name in ("user", "chatgpt")]
     assert [m["role"] for m in from_sharegpt({"conversations": aliases})] == [
