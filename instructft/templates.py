@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -243,6 +243,59 @@ def _batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
     rows = iter(rows)
     while batch := list(itertools.islice(rows, size)):
         yield batch
+
+
+def few_shot(
+    shots: Sequence[dict],
+    asked: dict,
+    question: str = "",
+    answer: str = "\n",
+    apart: str = "\n\n",
+) -> dict:
+    r"""Put solved rows before a question, each {"prompt", "completion"}.
+
+    As seqio's fewshot_preprocessor joins them: `question` stands before
+    every prompt, `answer` after it, `apart` after a completion, and the
+    whole does not end in white space that `answer` ends in.
+
+    >>> few_shot([{"prompt": "1+1", "completion": "2"}],
+    ...     {"prompt": "2+2", "completion": "4"}, "Q: ", "\nA: ")
+    {'prompt': 'Q: 1+1\nA: 2\n\nQ: 2+2\nA:', 'completion': '4'}
+    """
+    solved = "".join(
+        question + shot["prompt"] + answer + shot["completion"] + apart
+        for shot in shots
+    )
+    return asked | {
+        "prompt": solved + question + asked["prompt"] + answer.rstrip()
+    }
+
+
+def that_fit(
+    shots: Sequence[dict],
+    asked: dict,
+    most: int,
+    count: Callable[[str], int],
+) -> list[dict]:
+    """Keep the first shots that leave room for the question.
+
+    `count` gives a text's tokens. Shots are kept as long as they and the
+    asked prompt have `most` tokens or fewer in sum (flan/preprocessors.py,
+    prune_fewshot_examples_by_length: Flan 2021 takes 960, 2022 1,920).
+
+    >>> shots = [{"prompt": "a b", "completion": "c"}] * 3
+    >>> asked = {"prompt": "d e", "completion": ""}
+    >>> len(that_fit(shots, asked, 9, lambda text: len(text.split())))
+    2
+    """
+    room = most - count(asked["prompt"])
+    kept = []
+    for shot in shots:
+        room -= count(shot["prompt"]) + count(shot["completion"])
+        if room < 0:
+            break
+        kept.append(shot)
+    return kept
 
 
 def mixing_rates(sizes: dict[str, int], cap: int = 3000) -> dict[str, float]:

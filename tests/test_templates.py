@@ -15,6 +15,7 @@ from instructft.instance import write_rows
 from instructft.sandbox import TemplateError
 from instructft.templates import (
     Template,
+    few_shot,
     fill,
     is_inverted,
     mixing_rates,
@@ -202,6 +203,31 @@ def test_round_robin_drops_an_unfinished_round():
     assert len(list(round_robin(PAIRS, ROWS, whole=False))) == 8
     with pytest.raises(KeyError, match="row 1, pattern 1: .* 'question'"):
         list(round_robin(PAIRS, [ROWS[0], {"answer": ""}, ROWS[2]]))
+
+
+def test_few_shot_as_seqio_joins_it():
+    shots = [
+        {"prompt": "How many states?", "completion": "50"},
+        {"prompt": "How many cents?", "completion": "100"},
+    ]
+    asked = {"prompt": "Who?", "completion": "John", "row": 3}
+    # Flan 2021's marks, and the example in seqio's own docstring
+    assert few_shot(shots, asked, "0 ", " X 1 ", " X ") == {
+        "prompt": "0 How many states? X 1 50 X 0 How many cents? X 1 100 X "
+        "0 Who? X 1",
+        "completion": "John",
+        "row": 3,
+    }
+    assert few_shot([], asked)["prompt"] == "Who?"
+    assert asked["prompt"] == "Who?"
+
+
+@pytest.mark.parametrize("most, kept", [(0, 0), (7, 0), (8, 1), (20, 2)])
+def test_shots_that_do_not_fit_are_left_out(most, kept):
+    shots = [{"prompt": "a b c", "completion": "d"}] * 2
+    asked = {"prompt": "e f g h", "completion": "i"}
+    found = templates.that_fit(shots, asked, most, lambda t: len(t.split()))
+    assert found == shots[:kept]
 
 
 def test_mixing_rates_match_the_formula():
