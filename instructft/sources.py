@@ -9,10 +9,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +42,12 @@ ARCHIVES = {
         "promptsource-0.2.3.tar.gz",
         "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5",
         "Apache-2.0",
+    ),
+    "evals": Archive(
+        "evals==3.0.1.post1",
+        "evals-3.0.1.post1-py3-none-any.whl",
+        "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+        "MIT with exceptions",  # each set below names its own
     ),
 }
 
@@ -124,6 +132,45 @@ def vader(domain: str) -> list[dict]:
             }
         )
     return rows
+
+
+# The questions as they stand in the file: context, question, three answers.
+SOCIAL_IQA = re.compile(
+    r"(.*) ((?:How|What|When|Where|Which|Who|Why)\b[^?]*\?)"
+    r" A: (.*?); B: (.*?); C: (.*)\.",
+    re.DOTALL,
+)
+
+
+def social_iqa() -> list[dict]:
+    """Return 2,224 questions about people, with three answers each.
+
+    The fields are those that P3's `social_i_qa` templates ask for:
+    `context`, `question`, `answerA`, `answerB`, `answerC`, and `label`, "1"
+    to "3". Sap et al., "Social IQa", EMNLP 2019, by way of the package
+    evals; CC BY 4.0. Raises as `archive` does.
+    """
+    fields = ("context", "question", "answerA", "answerB", "answerC")
+    rows = []
+    for i, row in enumerate(_evals("theory_of_mind/socialiqa/test")):
+        asked = SOCIAL_IQA.fullmatch(row["input"][-1]["content"]).groups()
+        rows.append(
+            {
+                "id": f"social_iqa-{i}",
+                **dict(zip(fields, asked, strict=True)),
+                "label": str("ABC".index(row["ideal"]) + 1),
+                "source": ARCHIVES["evals"].package,
+                "licence": "CC-BY-4.0",
+            }
+        )
+    return rows
+
+
+def _evals(name: str) -> list[dict]:
+    """Read one set of the package evals: {"input": messages, "ideal": ...}."""
+    with zipfile.ZipFile(archive("evals")) as packed:
+        text = packed.read(f"evals/registry/data/{name}.jsonl")
+    return [json.loads(line) for line in text.split(b"\n") if line.strip()]
 
 
 def fetch(name: str) -> Path:

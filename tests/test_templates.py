@@ -13,6 +13,7 @@ import pytest
 from instructft import templates
 from instructft.instance import write_rows
 from instructft.sandbox import TemplateError
+from instructft.sources import social_iqa, vader
 from instructft.templates import (
     Template,
     few_shot,
@@ -101,6 +102,35 @@ def test_published_rows_are_rendered_again(published):
         assert made["completion"] == completion.strip()
         seen[made["template"]] += 1
     assert seen == Counter(dict.fromkeys(wanted, 200))
+
+
+def test_social_iqa_through_its_six_templates(published):
+    rows = social_iqa()
+    assert len(rows) == 2224
+    assert Counter(row["label"] for row in rows) == {
+        "1": 720,
+        "2": 754,
+        "3": 750,
+    }
+    assert all(row["question"].count("?") == 1 for row in rows)
+    assert max(len(row["question"]) for row in rows) < 120
+    made = list(render(p3("social_i_qa"), rows))
+    assert len(made) == 6 * 2224
+    assert not [each for each in made if "problem" in each]
+
+
+def test_film_reviews_through_rotten_tomatoes_ten_templates(published):
+    rows = [
+        {"text": row["text"], "label": int(row["rating"] > 0)}
+        for row in vader("movie")
+        if abs(row["rating"]) >= 0.5
+    ]
+    assert len(rows) == 10_072
+    made = Counter()
+    for each in render(p3("rotten_tomatoes"), rows):
+        assert "problem" not in each
+        made[each["template"]] += 1
+    assert len(made) == 10 and set(made.values()) == {10_072}
 
 
 def test_a_row_that_does_not_fit_says_why():
