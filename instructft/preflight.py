@@ -166,9 +166,10 @@ def _spans(marked: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _stops_early(marked: list[int], stops: set[int]) -> bool:
-    # the last two: the end token, and for some templates a line end
+    """Say whether an answer has a second stop token: the first ends it."""
     return any(
-        stops & set(marked[start : end - 2]) for start, end in _spans(marked)
+        sum(label in stops for label in marked[start:end]) > 1
+        for start, end in _spans(marked)
     )
 
 

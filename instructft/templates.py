@@ -403,6 +403,12 @@ def _rendered(asked, rows: Iterable[dict]) -> Iterator[dict]:
     if asked.p3:
         templates = p3(asked.p3)
         if asked.template:
+            names = [each.name for each in templates]
+            if asked.template not in names:
+                raise ValueError(
+                    f"{asked.p3} has no template {asked.template!r}, only "
+                    f"{names}"
+                )
             templates = [t for t in templates if t.name == asked.template]
         yield from render(
             templates, rows, not asked.no_truncate, seed=asked.seed

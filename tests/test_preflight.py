@@ -252,8 +252,9 @@ def test_answer_that_trl_hides(build, conversations):
     assert set(refused(trainer)) == {"answers start as in generation"}
 
 
-def test_end_token_inside_an_answer(build, conversations):
-    early = messages({"instruction": "Go.", "output": "No.<|im_end|> Yes, so"})
+@pytest.mark.parametrize("output", ["No.<|im_end|> Yes, so", "No.<|im_end|>"])
+def test_end_token_inside_an_answer(build, conversations, output):
+    early = messages({"instruction": "Go.", "output": output})
     red = refused(build(rows=[*conversations[:5], {"messages": early}]))
     assert set(red) == {"every answer teaches to stop"}
     [check] = red.values()

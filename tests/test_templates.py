@@ -355,4 +355,8 @@ def test_command_names_what_is_wrong(published, tmp_path):
     assert done.returncode == 1 and "near: ['ag_news'" in done.stderr
     done = command("--p3", "ag_news", "--rows", str(tmp_path / "none"))
     assert done.returncode == 1 and "none" in done.stderr
+    done = command(
+        "--p3", "ag_news", "--rows", str(path), "--template", "none"
+    )
+    assert done.returncode == 1 and "'which_section'" in done.stderr
     assert "Traceback" not in done.stderr
