@@ -162,6 +162,70 @@ def conversation(messages: Sequence[dict]) -> View:
     )
 
 
+def side_by_side(
+    made: Sequence[dict], row: int = 0, count: Callable | None = None
+) -> View:
+    """Show one row through every template, prompts beside each other.
+
+    `made` is what `render` or `round_robin` yields, for all rows; `count`
+    gives a text's tokens. A red mark warns of a prompt that holds the
+    answer (`templates.leaks`).
+    """
+    from instructft.templates import leaks
+
+    html, text = [], []
+    for each, leak in zip(made, leaks(made), strict=True):
+        if each["row"] != row:
+            continue
+        facts = str(each["template"])
+        if count and not each.get("problem"):
+            sizes = count(each["prompt"]), count(each["completion"])
+            facts += f": {sizes[0]} + {sizes[1]} tokens"
+        body = each.get("problem") or each["prompt"]
+        warning = "the answer stands in the prompt" if leak else ""
+        text.append(
+            f"## {facts}{'  RED ' + warning if leak else ''}\n{body}\n"
+            f"=> {each['completion']}\n"
+        )
+        html.append(
+            '<div style="border:1px solid #8888;border-radius:4px;padding:6px;'
+            'white-space:pre-wrap;overflow-wrap:anywhere">'
+            f"<b>{escape(facts)}</b> {_chip(warning, RED) if leak else ''}\n"
+            f"{escape(body)}\n"
+            f'<span style="{SEEN};padding:1px 3px;border-radius:3px">'
+            f"{escape(each['completion'])}</span></div>"
+        )
+    grid = (
+        '<div style="display:grid;gap:8px;grid-template-columns:'
+        f'repeat(auto-fill,minmax(260px,1fr))">{"".join(html)}</div>'
+    )
+    return View("\n".join(text) or "(no rows)", grid)
+
+
+def browse(
+    made: Sequence[dict], count: Callable | None = None
+) -> "widgets.VBox":
+    """Return a widget that shows one row after another, side by side.
+
+    Its plain twin is `side_by_side(made, row)`.
+    """
+    import ipywidgets as widgets
+
+    last = max((each["row"] for each in made), default=0)
+    row = widgets.IntSlider(
+        description="row", max=last, continuous_update=False
+    )
+    seen = widgets.Output()
+
+    def draw(_=None):
+        seen.outputs = ()
+        seen.append_display_data(side_by_side(made, row.value, count))
+
+    row.observe(draw, names="value")
+    draw()
+    return widgets.VBox([row, seen])
+
+
 def _png(figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -148,13 +148,30 @@ CAPS_2022 = {
 }
 
 
-def options_text(options: Sequence[str]) -> str:
+def options_text(
+    options: Sequence[str],
+    head: str = "OPTIONS:",
+    marks: Sequence[str] | None = None,
+) -> str:
     r"""List the options as Flan does (flan/preprocessors.py).
+
+    Flan 2022 draws another head and other marks for some rows; a mark may
+    then be the answer (flan/v2/preprocessors.py).
 
     >>> options_text(["yes", "no"])
     'OPTIONS:\n- yes\n- no'
+    >>> options_text(["yes", "no"], "Choose:", ["(a)", "(b)"])
+    'Choose:\n(a) yes\n(b) no'
+
+    Raises ValueError if there are fewer marks than options.
     """
-    return "OPTIONS:\n- " + "\n- ".join(options)
+    marks = ["-"] * len(options) if marks is None else marks
+    if len(marks) < len(options):
+        raise ValueError(f"{len(marks)} marks for {len(options)} options")
+    lines = [
+        f"{mark} {text}" for mark, text in zip(marks, options, strict=False)
+    ]
+    return "\n".join([head, *lines])
 
 
 def fill(pattern: str, row: dict) -> str:
@@ -350,6 +367,45 @@ def read_patterns(path: str | Path) -> dict[str, list[tuple[str, str]]]:
         task: [(one, other) for one, other in patterns]
         for task, patterns in sets.items()
     }
+
+
+def leaks(made: Sequence[dict]) -> list[bool]:
+    """Say of each rendered row whether its prompt holds the answer.
+
+    True where the completion stands in the prompt, as whole words, more
+    often than any other completion of the same template: options listed in
+    the prompt do not count. One row may be chance, or the task's way (an
+    answer cited from a passage); a template that does it in every row
+    gives the answer away. At most 100 other completions are looked for.
+
+    >>> rows = [("A good film: good or bad?", "good"), ("Good or bad?", "bad")]
+    >>> leaks([{"template": 0, "prompt": p, "completion": c} for p, c in rows])
+    [True, False]
+    """
+    answers: dict = {}
+    for each in made:
+        answers.setdefault(each["template"], {})[each["completion"]] = None
+    found = []
+    for each in made:
+        mine = _occurs(each["completion"], each["prompt"])
+        others = [a for a in answers[each["template"]] if a]
+        found.append(
+            mine > 0
+            and all(
+                mine > _occurs(other, each["prompt"])
+                for other in others[:100]
+                if other != each["completion"]
+            )
+        )
+    return found
+
+
+def _occurs(words: str, text: str) -> int:
+    if len(words) > 1:  # an option's letter A is not the article
+        words, text = words.casefold(), text.casefold()
+    if not words or words not in text:
+        return 0
+    return len(re.findall(rf"(?<!\w){re.escape(words)}(?!\w)", text))
 
 
 # python -m instructft.templates

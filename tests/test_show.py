@@ -544,3 +544,38 @@ def test_form(tmp_path):
         assert "saved in" in str(said.outputs)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [list(row.values()) for row in rows] == [texts] * 2
+
+
+MADE = [
+    {"template": t, "row": row, "prompt": f"{t}: {x}?", "completion": x}
+    for row, x in enumerate(["yes", "no"])
+    for t in ("one", "<b>")
+] + [
+    {
+        "template": "odd",
+        "row": 1,
+        "prompt": "",
+        "completion": "",
+        "problem": "gave 1 part(s), not two",
+    }
+]
+
+
+def test_side_by_side():
+    seen = show.side_by_side(MADE, 1, count=len)
+    assert seen.text.count("RED the answer stands in the prompt") == 2
+    assert "## one: 8 + 2 tokens" in seen.text
+    assert "gave 1 part(s), not two" in seen.text
+    assert "yes" not in seen.text
+    assert "<b>:" not in seen.html and "&lt;b&gt;" in seen.html
+    assert show.side_by_side([], 0).text == "(no rows)"
+
+
+def test_browse():
+    box = show.browse(MADE)
+    row, seen = box.children
+    assert row.max == 1
+    assert "one: yes?" in seen.outputs[0]["data"]["text/plain"]
+    row.value = 1
+    [shown] = seen.outputs
+    assert "one: no?" in shown["data"]["text/plain"]

@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import random
 import re
 import subprocess
 import sys
+import types
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 
@@ -47,7 +50,7 @@ def test_fields(texts):
     for domain, rows in texts.items():
         for row in rows:
             assert list(row) == [
-                *["id", "text", "rating", "ratings"],
+                *["id", "text", "rating", "ratings", "label"],
                 *["domain", "source", "licence"],
             ]
             assert row["id"].startswith(f"{domain}-")
@@ -100,6 +103,206 @@ def test_called_twice_it_says_the_same(texts):
 
 
 # --- what is not there, or damaged ----------------------------------------
+
+
+def read(name):
+    """A set of SOURCES; skips where nobody fetched its archive."""
+    try:
+        return sources.annotated(name)
+    except FileNotFoundError as error:
+        if os.environ.get("CI") and name != "wordnet":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "labels"),
+    [
+        ("vader/amazon", 3708, {"positive", "negative", "unclear"}),
+        ("evals/sarcasm", 28_614, {"serious": 14_984, "sarcastic": 13_630}),
+        ("evals/quartz", 3860, {"A": 1932, "B": 1928}),
+        ("evals/social_iqa", 2224, {"1", "2", "3"}),
+        (
+            "evals/corr2cause",
+            2246,
+            {"contradiction": 1192, "neutral": 712, "entailment": 342},
+        ),
+        ("evals/unsolvable", 300, {"yes": 150, "no": 150}),
+        (
+            "evals/crepe",
+            1520,
+            {"equally likely": 1176, "more likely": 230, "less likely": 114},
+        ),
+        ("evals/event_categories", 879, {"Information", "Warning", "Error"}),
+        ("evals/tomi", 5993, None),
+        ("intents", 862, None),
+        ("wordnet", 117_659, {"noun", "verb", "adjective", "adverb"}),
+    ],
+)
+def test_sets(name, count, labels):
+    rows = read(name)
+    # of sentences drawn twice the second is left out
+    assert count - 5 <= len(rows) <= count
+    for row in rows:
+        assert row["id"] and row["source"] and row["licence"]
+    assert len({row["id"] for row in rows}) == len(rows)
+    found = Counter(row["label"] for row in rows)
+    if isinstance(labels, dict):
+        assert found == labels
+    elif labels:
+        assert set(found) == labels
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("vader/movie", ""),
+        ("evals/crepe", ""),
+        ("evals/event_categories", "97% of the rows are 'Information'"),
+        ("evals/tomi", "CC-BY-NC-4.0 forbids commercial use"),
+        ("intents", ""),
+        ("chitchat", ""),
+    ],
+)
+def test_what_speaks_against_a_set(name, why):
+    assert sources.refusal(read(name)) == why
+
+
+def test_refusals():
+    rows = [{"label": x, "licence": "MIT"} for x in "ab" * 10]
+    assert not sources.refusal(rows)
+    assert sources.refusal([]) == "no rows"
+    bare = [*rows, {"label": "a", "licence": ""}, {"label": "b"}]
+    assert sources.refusal(bare) == "2 of 22 rows name no licence"
+    assert sources.refusal(rows[::2]) == "only one label, 'a'"
+    assert sources.refusal(rows + rows[::2] * 17) == (
+        "95% of the rows are 'a'"
+    )
+    assert not sources.refusal(rows + rows[::2] * 17, most=0.95)
+    closed = [row | {"licence": "CC-BY-NC-4.0"} for row in rows]
+    assert sources.refusal(closed)
+    assert not sources.refusal(closed, noncommercial=True)
+    assert not sources.refusal([{"text": "no label", "licence": "MIT"}])
+
+
+def test_another_set_is_refused_with_the_names():
+    with pytest.raises(KeyError, match="vader/amazon"):
+        sources.annotated("evals/other")
+
+
+def test_people_take_turns():
+    rows = read("chitchat")
+    assert len(rows) == 7168
+    lines = 0
+    for row in rows:
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) + [
+            "user"
+        ] * (len(roles) % 2)
+        lines += len(roles)
+    assert lines < 258_145  # utterances, before one person's are joined
+
+
+GRAMMAR = {
+    "expansion_rules": {"the": "(the|my)", "at": "in [<the>]"},
+    "lists": {
+        "level": {"range": {"from": 10, "to": 30, "step": 10}},
+        "colour": {"values": [{"in": "[dark ]red"}, {"in": "(blue|navy)"}]},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "sentences"),
+    [
+        ("turn (on|off)", {"turn on", "turn off"}),
+        ("[please] go", {"please go", "go"}),
+        ("<at> bed", {"in bed", "in the bed", "in my bed"}),
+        ("(up;by {level:step})", None),
+        (
+            "{colour}",
+            {"red", "dark red", "blue", "navy"},
+        ),
+        (
+            "a ((b|c) [d]|e) f",
+            {"a b f", "a c f", "a b d f", "a c d f", "a e f"},
+        ),
+    ],
+)
+def test_sentences_of_a_grammar(template, sentences):
+    chance = random.Random(0)
+    drawn = {sources._sentence(template, GRAMMAR, chance) for _ in range(200)}
+    assert drawn == (
+        sentences
+        or {f"up by {n}0" for n in "123"} | {f"by {n}0 up" for n in "123"}
+    )
+
+
+def test_commands_hold_no_grammar():
+    try:
+        rows = sources.intents(draws=3)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert len(rows) > 2400
+    assert len({row["label"] for row in rows}) == 42
+    assert not [r for r in rows if set(r["text"]) & set("()[]{}<>|;")]
+    assert rows == sources.intents(draws=3)
+    assert rows != sources.intents(draws=3, seed=1)
+
+
+def test_wordnet_reads_its_files(tmp_path):
+    licence = "  1 This software and database is being provided\n"
+    for part, line in {
+        "noun": "00001740 03 n 02 ice_cream 0 gelato 0 000 | cold; sweet; "
+        '"she ate it all"; "two scoops"  ',
+        "verb": "00000001 29 v 01 run 0 000 01 + 02 00 | go fast  ",
+        "adj": "00000002 00 s 01 galore(ip) 0 000 | in plenty  ",
+        "adv": "00000003 02 r 01 well 0 000 | in a good way  ",
+    }.items():
+        (tmp_path / f"data.{part}").write_text(licence + line + "\n")
+    noun, _, adjective, _ = sources.wordnet(tmp_path)
+    assert noun["text"] == "ice cream"
+    assert noun["definition"] == "cold; sweet"
+    assert noun["examples"] == ["she ate it all", "two scoops"]
+    assert adjective["text"] == "galore"
+    assert adjective["label"] == "adjective"
+    with pytest.raises(FileNotFoundError, match="wordnet-base"):
+        sources.wordnet(tmp_path / "nowhere")
+
+
+def test_reasoning_gym(monkeypatch):
+    made = [{"question": "1 + 2 = ?", "answer": 3}]
+    gym = types.ModuleType("reasoning_gym")
+    gym.create_dataset = lambda task, size, seed: made * size
+    monkeypatch.setitem(sys.modules, "reasoning_gym", gym)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.25")
+    rows = sources.reasoning_gym("chain_sum", 2, seed=7)
+    assert [row["id"] for row in rows] == ["chain_sum-7-0", "chain_sum-7-1"]
+    assert rows[0]["answer"] == "3"
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install reasoning-gym"):
+        sources.reasoning_gym("chain_sum", 1)
+
+
+@pytest.mark.parametrize("licence", ["apache-2.0", ["mit"], None])
+def test_hub_rows_carry_the_cards_licence(monkeypatch, licence):
+    asked = {}
+
+    def load(repo, config, split, revision):
+        asked.update(repo=repo, split=split, revision=revision)
+        return [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+
+    card = types.SimpleNamespace(card_data={"license": licence})
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr(
+        "huggingface_hub.dataset_info", lambda repo, revision: card
+    )
+    rows = sources.hub("some/set", "train", "abc")
+    assert asked == {"repo": "some/set", "split": "train", "revision": "abc"}
+    assert rows[1]["text"] == "b"
+    assert rows[1]["source"] == "some/set@abc"
+    why = "" if licence else "2 of 2 rows name no licence"
+    assert sources.refusal(rows) == why
 
 
 def test_unknown_domain(cache):

@@ -13,12 +13,13 @@ import pytest
 from instructft import templates
 from instructft.instance import write_rows
 from instructft.sandbox import TemplateError
-from instructft.sources import social_iqa, vader
+from instructft.sources import annotated, vader
 from instructft.templates import (
     Template,
     few_shot,
     fill,
     is_inverted,
+    leaks,
     mixing_rates,
     options_text,
     p3,
@@ -105,7 +106,7 @@ def test_published_rows_are_rendered_again(published):
 
 
 def test_social_iqa_through_its_six_templates(published):
-    rows = social_iqa()
+    rows = annotated("evals/social_iqa")
     assert len(rows) == 2224
     assert Counter(row["label"] for row in rows) == {
         "1": 720,
@@ -216,6 +217,42 @@ def test_options():
     assert without_options("{q}\n\n{options_str}") == "{q}"
     assert is_inverted(("Ask for {answer}.", "{question}"))
     assert not is_inverted(PAIRS[0])
+
+
+def test_options_with_marks():
+    assert options_text(["x", "y"], "Pick one:", "AB") == (
+        "Pick one:\nA x\nB y"
+    )
+    with pytest.raises(ValueError, match="1 marks for 2 options"):
+        options_text(["x", "y"], marks="A")
+
+
+def test_leaks():
+    def made(*pairs, template="t"):
+        return [
+            {"template": template, "prompt": prompt, "completion": completion}
+            for prompt, completion in pairs
+        ]
+
+    options = made(
+        ("It was fine. Positive or negative? positive, negative", "positive"),
+        ("It was bad. positive, negative", "negative"),
+    )
+    assert leaks(options) == [False, False]
+    told = made(
+        ("A positive review, positive or negative?", "positive"),
+        ("A negative review, positive or negative?", "negative"),
+    )
+    assert leaks(told) == [True, True]
+    # part of a word is not the word; each template has its own answers
+    assert leaks(made(("Is it noon now?", "no"), ("Is it?", "yes"))) == [
+        False,
+        False,
+    ]
+    two = made(("no", "no"), template=1) + made(("x", "no no"), template=2)
+    assert leaks(two) == [True, False]
+    assert leaks([]) == []
+    assert leaks(made(("nothing", ""))) == [False]
 
 
 def test_round_robin_drops_an_unfinished_round():
