@@ -3,11 +3,14 @@
 Only notebooks and tests import this.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 from instructft.formatting import messages
 from instructft.instance import problems_of
 from instructft.masking import IGNORE, assistant_labels, supervised
+from instructft.similarity import rouge_l
+from instructft.templates import fill, is_inverted, mixing_rates
 
 
 def _say(problem: str) -> None:
@@ -98,6 +101,73 @@ def count_rows(count: Callable) -> None:
             "there: split on the newline alone"
         )
     _say("" if found == 2 else f"{found} rows instead of 2")
+
+
+def pattern(make: Callable, rows: list[dict], known: list) -> None:
+    """Check 02a's first exercise: a new pattern for story endings."""
+    pair = make()
+    if pair is None:
+        return _say("return two strings, prompt and answer")
+    try:
+        made = [[fill(part, row) for part in pair] for row in rows]
+    except KeyError as error:
+        return _say(error.args[0])
+    if is_inverted(pair):
+        return _say("the prompt holds {answer}: only the second string may")
+    for row, (asked, answer) in zip(rows, made, strict=True):
+        if row["story"] not in asked:
+            return _say("the prompt does not tell the {story}")
+        if not all(option in asked for option in row["options"]):
+            return _say("the prompt does not show the {options_}")
+        if row["answer"] not in answer:
+            return _say("the second string does not hold the {answer}")
+    near = max(known, key=lambda other: rouge_l(pair[0], other[0]))
+    alike = rouge_l(pair[0], near[0])
+    _say(
+        f"too like another, ROUGE-L {alike:.2f}: {near}" if alike > 0.7 else ""
+    )
+
+
+def rates(compute: Callable) -> None:
+    """Check 02a's second exercise: examples-proportional mixing."""
+    sizes = {"small": 1000, "middle": 3000, "big": 96_000}
+    found = compute(sizes, 3000)
+    if found is None:
+        return _say("return a share for each task")
+    wanted = mixing_rates(sizes, 3000)
+    if set(found) != set(wanted):
+        return _say(f"shares for {list(found)}, not for {list(wanted)}")
+    if all(abs(found[task] - wanted[task]) < 1e-9 for task in wanted):
+        return _say("")
+    if abs(found["big"] - 0.96) < 1e-9:
+        return _say("no cap yet: a task counts for at most `cap` rows")
+    if abs(sum(found.values()) - 1) > 1e-9:
+        return _say(
+            f"the shares sum to {sum(found.values()):.2f}: divide by the sum "
+            "of what is left after the cap"
+        )
+    _say(f"{found} instead of {wanted}")
+
+
+def options(listed: Callable, rows: list[dict]) -> None:
+    """Check 02a's bug hunt: the answer's place must not tell."""
+    places = []
+    for row in rows:
+        found = listed(row)
+        if found is None:
+            return _say("return the options")
+        if sorted(found) != sorted(row["options"]):
+            return _say(f"{found} are not the options {row['options']}")
+        if found != listed(row):
+            return _say("the same row gives another order each time")
+        places.append(found.index(row["answer"]))
+    place, most = Counter(places).most_common(1)[0]
+    if most > 0.5 * len(rows):
+        return _say(
+            f"in {most} of {len(rows)} rows the right answer is number "
+            f"{place + 1}: the model learns the place, not the task"
+        )
+    _say("")
 
 
 def adapter_size(count: Callable, model) -> None:

@@ -163,18 +163,21 @@ def conversation(messages: Sequence[dict]) -> View:
 
 
 def side_by_side(
-    made: Sequence[dict], row: int = 0, count: Callable | None = None
+    made: Sequence[dict],
+    row: int = 0,
+    count: Callable[[str], int] | None = None,
+    options: Sequence[Sequence[str]] | None = None,
 ) -> View:
     """Show one row through every template, prompts beside each other.
 
     `made` is what `render` or `round_robin` yields, for all rows; `count`
-    gives a text's tokens. A red mark warns of a prompt that holds the
-    answer (`templates.leaks`).
+    gives a text's tokens. A red mark warns of a prompt that gives the
+    answer away (`templates.leaks`, which takes the `options`).
     """
     from instructft.templates import leaks
 
     html, text = [], []
-    for each, leak in zip(made, leaks(made), strict=True):
+    for each, leak in zip(made, leaks(made, options), strict=True):
         if each["row"] != row:
             continue
         facts = str(each["template"])
@@ -203,7 +206,9 @@ def side_by_side(
 
 
 def browse(
-    made: Sequence[dict], count: Callable | None = None
+    made: Sequence[dict],
+    count: Callable[[str], int] | None = None,
+    options: Sequence[Sequence[str]] | None = None,
 ) -> "widgets.VBox":
     """Return a widget that shows one row after another, side by side.
 
@@ -219,7 +224,7 @@ def browse(
 
     def draw(_=None):
         seen.outputs = ()
-        seen.append_display_data(side_by_side(made, row.value, count))
+        seen.append_display_data(side_by_side(made, row.value, count, options))
 
     row.observe(draw, names="value")
     draw()
@@ -345,8 +350,8 @@ def _flat(figures: dict, above: str = "") -> dict:
 def study(path: str | Path) -> View:
     """Show a committed study: each figure's mean and spread over its runs.
 
-    `python -m instructft study NN` writes the file. Spread is the standard
-    deviation between runs.
+    `python -m instructft study NN` writes the file. Spread is the sample
+    standard deviation between runs.
     """
     if not Path(path).is_file():
         number = Path(path).stem
@@ -362,17 +367,60 @@ def study(path: str | Path) -> View:
             {
                 "figure": name,
                 "mean": statistics.fmean(values),
-                "spread": statistics.pstdev(values),
+                "spread": statistics.stdev(values) if runs[1:] else 0.0,
                 "each run": "  ".join(_cell(value) for value in values),
             }
         )
-    head = (
-        f"{len(runs)} runs, {found['date']}, "
-        f"{found['machine']['cores']} cores, "
-        f"{', '.join(f'{k} {v}' for k, v in found['versions'].items())}"
-    )
+    head = _measured(found)
     shown = table(rows)
     return View(f"{head}\n{shown.text}", f"<p>{escape(head)}</p>{shown.html}")
+
+
+def arms(path: str | Path, by: str, figures: Sequence[str]) -> View:
+    """Draw a study's figures against one of its parameters.
+
+    A dot is a run, the line their mean; `figures` are names as `study`
+    gives them, such as "exact, movie", of shares from 0 to 1. Raises
+    KeyError for a figure or a parameter that the study does not hold.
+    """
+    from matplotlib.figure import Figure
+
+    if not Path(path).is_file():
+        return study(path)
+    found = json.loads(Path(path).read_text("utf-8"))
+    runs = [(run["parameters"], _flat(run["result"])) for run in found["runs"]]
+    values = sorted({given[by] for given, _ in runs})
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    text = [_measured(found)]
+    for name in figures:
+        seen = [
+            [r[name] for given, r in runs if given[by] == v] for v in values
+        ]
+        means = [statistics.fmean(each) for each in seen]
+        [line] = axes.plot(values, means, label=name)
+        for value, mean, each in zip(values, means, seen, strict=True):
+            axes.plot([value] * len(each), each, "o", color=line.get_color())
+            text.append(
+                f"{name:24} {by} {value:<4} {mean:6.1%}  each run "
+                + "  ".join(f"{one:.1%}" for one in each)
+            )
+    axes.set(xticks=values, ylim=(0, 1.02))
+    axes.set_xlabel(by, parse_math=False)
+    axes.grid(alpha=0.3)
+    legend = axes.legend(frameon=False, loc="lower right")
+    for label in legend.get_texts():
+        label.set_parse_math(False)
+    return View("\n".join(text), png=_png(figure))
+
+
+def _measured(study: dict) -> str:
+    """Say when and with what a study was measured."""
+    return (
+        f"{len(study['runs'])} runs, {study['date']}, "
+        f"{study['machine']['cores']} cores, "
+        f"{', '.join(f'{k} {v}' for k, v in study['versions'].items())}"
+    )
 
 
 def source(function: Callable) -> View:

@@ -369,34 +369,48 @@ def read_patterns(path: str | Path) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def leaks(made: Sequence[dict]) -> list[bool]:
-    """Say of each rendered row whether its prompt holds the answer.
+def leaks(
+    made: Sequence[dict], options: Sequence[Sequence[str]] | None = None
+) -> list[bool]:
+    """Say of each rendered row whether its prompt gives the answer away.
 
     True where the completion stands in the prompt, as whole words, more
-    often than any other completion of the same template: options listed in
-    the prompt do not count. One row may be chance, or the task's way (an
-    answer cited from a passage); a template that does it in every row
-    gives the answer away. At most 100 other completions are looked for.
+    often than in another prompt of the same template with another answer:
+    words of the template itself do not count. `options`, where each row
+    has its own, lists those of row i at i; an answer that stands there no
+    more often than another option is not given away. One row may be
+    chance, or the task's way (an answer cited from a passage); a template
+    that does it in most rows is at fault. At most 100 other prompts of a
+    template are looked at.
 
     >>> rows = [("A good film: good or bad?", "good"), ("Good or bad?", "bad")]
     >>> leaks([{"template": 0, "prompt": p, "completion": c} for p, c in rows])
     [True, False]
     """
-    answers: dict = {}
+    prompts: dict = {}
     for each in made:
-        answers.setdefault(each["template"], {})[each["completion"]] = None
+        prompts.setdefault(each["template"], []).append(each)
+    usual: dict = {}
     found = []
     for each in made:
-        mine = _occurs(each["completion"], each["prompt"])
-        others = [a for a in answers[each["template"]] if a]
-        found.append(
-            mine > 0
-            and all(
-                mine > _occurs(other, each["prompt"])
-                for other in others[:100]
-                if other != each["completion"]
+        answer = each["completion"]
+        if (times := _occurs(answer, each["prompt"])) == 0:
+            found.append(False)
+            continue
+        key = each["template"], answer
+        if key not in usual:
+            others = (
+                _occurs(answer, other["prompt"])
+                for other in prompts[each["template"]]
+                if other["completion"] != answer
             )
-        )
+            usual[key] = min(itertools.islice(others, 100), default=0)
+        rivals = [
+            _occurs(option, each["prompt"])
+            for option in (options[each["row"]] if options else ())
+            if option != answer
+        ]
+        found.append(times > max(usual[key], *rivals, 0))
     return found
 
 

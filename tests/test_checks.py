@@ -1,5 +1,7 @@
 """The exercise checks: right answers pass, usual mistakes are named."""
 
+import itertools
+
 import pytest
 
 from instructft import checks
@@ -279,6 +281,94 @@ def test_count_rows(said):
         (lambda text: 1, "not yet: 1 rows instead of 2"),
     ):
         assert said(checks.count_rows, count).startswith(line)
+
+
+TALES = [
+    {
+        "story": f"Story {i}.",
+        "options": [f"One {i}.", f"Two {i}."],
+        "answer": f"{('One', 'Two')[i % 2]} {i}.",
+    }
+    for i in range(4)
+]
+KNOWN = [
+    ("{story}\nWhich one of these two fits best?\n{options_}", "{answer}")
+]
+
+
+@pytest.mark.parametrize(
+    ("pair", "line"),
+    [
+        (None, "not yet: return two strings"),
+        (("{tale}", "{answer}"), "not yet: the row has no field 'tale'"),
+        (("{story} {answer}", "{answer}"), "not yet: the prompt holds"),
+        (("{options_}", "{answer}"), "not yet: the prompt does not tell"),
+        (("{story}", "{answer}"), "not yet: the prompt does not show"),
+        (("{story} {options_}", "it"), "not yet: the second string"),
+        (KNOWN[0], "not yet: too like another, ROUGE-L 1.00"),
+        (("End this. {story} {options_}", "So: {answer}"), "correct"),
+    ],
+)
+def test_pattern(said, pair, line):
+    found = said(checks.pattern, lambda: pair, TALES, KNOWN)
+    assert found.startswith(line)
+
+
+def capped(sizes, cap):
+    return {task: min(size, cap) for task, size in sizes.items()}
+
+
+@pytest.mark.parametrize(
+    ("compute", "line"),
+    [
+        (lambda sizes, cap: None, "not yet: return a share"),
+        (lambda sizes, cap: {"big": 1}, "not yet: shares for ['big']"),
+        (
+            lambda sizes, cap: {t: n / 100_000 for t, n in sizes.items()},
+            "not yet: no cap yet",
+        ),
+        (
+            lambda sizes, cap: {
+                t: n / 100_000 for t, n in capped(sizes, cap).items()
+            },
+            "not yet: the shares sum to 0.07",
+        ),
+        (
+            lambda sizes, cap: dict.fromkeys(sizes, 1 / 3),
+            "not yet: {'small': 0.33",
+        ),
+        (
+            lambda sizes, cap: {
+                t: n / 7000 for t, n in capped(sizes, cap).items()
+            },
+            "correct",
+        ),
+    ],
+)
+def test_rates(said, compute, line):
+    assert said(checks.rates, compute).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("listed", "line"),
+    [
+        (lambda row: None, "not yet: return the options"),
+        (lambda row: row["options"][:1], "not yet: ['One 0.'] are not"),
+        (
+            lambda row: sorted(row["options"], key=row["answer"].__ne__),
+            "not yet: in 4 of 4 rows the right answer is number 1",
+        ),
+        (lambda row: row["options"], "correct"),
+    ],
+)
+def test_options(said, listed, line):
+    assert said(checks.options, listed, TALES).startswith(line)
+
+
+def test_options_in_another_order_each_time(said):
+    orders = itertools.cycle([slice(None), slice(None, None, -1)])
+    found = said(checks.options, lambda r: r["options"][next(orders)], TALES)
+    assert found == "not yet: the same row gives another order each time"
 
 
 def test_every_check_is_tested_here():

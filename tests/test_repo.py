@@ -323,6 +323,25 @@ def test_the_sentiment_rows_are_balanced():
         assert counts[domain, "positive"] == counts[domain, "negative"]
 
 
+def value(text):
+    """What a product of numbers is, or a sum of them: + - * / only."""
+    node = ast.parse(text, mode="eval")
+    known = (ast.Expression, ast.BinOp, ast.Constant, ast.operator)
+    assert all(isinstance(each, known) for each in ast.walk(node)), text
+    return eval(compile(node, text, "eval"))
+
+
+def test_the_arithmetic_adds_up():
+    for row in read_rows(ROOT / "data/annotated/arithmetic.jsonl"):
+        found = re.findall(
+            r"([\d.][\d. +*/-]*) = ([\d.]*\d)", row["rationale"]
+        )
+        assert found, row["id"]
+        for left, right in found:
+            assert abs(value(left) - float(right)) < 1e-9, row["id"]
+        assert found[-1][1] == row["answer"], row["id"]
+
+
 @pytest.mark.parametrize("name", [n for n in listed() if "jsonl" in n])
 def test_no_text_stands_twice(name):
     rows = read_rows(ROOT / "data" / name)

@@ -370,12 +370,44 @@ def test_study(tmp_path):
     head, names, film, rows = view.text.split("\n")
     assert head == "3 runs, 2026-01-01, 2 cores, torch 2.13.0, trl 1.16.0"
     assert names.split() == ["figure", "mean", "spread", "each", "run"]
-    # the standard deviation of these three: sqrt(0.08 / 3)
+    # the sample standard deviation of these three: sqrt(0.08 / 2)
     assert film.split("  ")[0] == "exact, film"
-    assert film.split()[2:] == ["0.7", "0.163", "0.5", "0.7", "0.9"]
+    assert film.split()[2:] == ["0.7", "0.2", "0.5", "0.7", "0.9"]
     assert rows.split() == ["rows", "240", "0", *["240"] * 3]
     assert "said" not in view.text
     assert show.study(str(path)).html == view.html
+
+
+def test_arms(tmp_path):
+    path = tmp_path / "02a.json"
+    runs = [
+        {
+            "parameters": {"TEMPLATES": count, "SEED": seed},
+            "result": {"exact": {"film": 0.4 + count / 20 + seed / 10}},
+        }
+        for count in (1, 10)
+        for seed in (0, 1)
+    ]
+    record = {
+        "date": "2026-01-01",
+        "machine": {"cores": 2},
+        "versions": {"trl": "1.16.0"},
+        "runs": runs,
+    }
+    path.write_text(json.dumps(record))
+    view = show.arms(path, "TEMPLATES", ["exact, film"])
+    head, one, ten = view.text.split("\n")
+    assert head.startswith("4 runs, 2026-01-01, 2 cores, trl")
+    assert " ".join(one.split()) == (
+        "exact, film TEMPLATES 1 50.0% each run 45.0% 55.0%"
+    )
+    assert "95.0%" in ten
+    assert view.png.startswith(b"\x89PNG")
+    for names in (("TEMPLATES", ["no"]), ("NO", ["exact, film"])):
+        with pytest.raises(KeyError):
+            show.arms(path, *names)
+    text = show.arms(tmp_path / "03.json", "X", ["y"]).text
+    assert text == "no study yet: run `python -m instructft study 03`"
 
 
 @pytest.mark.parametrize("name", ["07.json", "no/folder/07.json"])

@@ -29,6 +29,7 @@ from instructft.templates import (
     without_options,
 )
 
+PATTERNS = Path(__file__).parents[1] / "data/patterns/patterns.json"
 PARITY = Path(__file__).parents[2] / "shared/parity/p3_ag_news"
 NEWS = ["World politics", "Sports", "Business", "Science and technology"]
 PAIRS = [(f"{i}: {{question}}\n{{options_}}", "{answer}") for i in range(3)]
@@ -227,32 +228,46 @@ def test_options_with_marks():
         options_text(["x", "y"], marks="A")
 
 
-def test_leaks():
-    def made(*pairs, template="t"):
-        return [
-            {"template": template, "prompt": prompt, "completion": completion}
-            for prompt, completion in pairs
-        ]
-
-    options = made(
-        ("It was fine. Positive or negative? positive, negative", "positive"),
-        ("It was bad. positive, negative", "negative"),
-    )
-    assert leaks(options) == [False, False]
-    told = made(
-        ("A positive review, positive or negative?", "positive"),
-        ("A negative review, positive or negative?", "negative"),
-    )
-    assert leaks(told) == [True, True]
-    # part of a word is not the word; each template has its own answers
-    assert leaks(made(("Is it noon now?", "no"), ("Is it?", "yes"))) == [
-        False,
-        False,
+def made(*pairs, template="t"):
+    """Rendered rows of a template: pairs of prompt and completion."""
+    keys = ("prompt", "completion")
+    return [
+        {"template": template, "row": row} | dict(zip(keys, pair, strict=True))
+        for row, pair in enumerate(pairs)
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags"),
+    [
+        # options, and the template's own words, stand in every prompt
+        ([("Fine. yes or no?", "yes"), ("Bad. Yes or no?", "no")], [0, 0]),
+        ([("The same or not the same?", "same"), ("The same?", "no")], [1, 0]),
+        ([("A yes: yes or no?", "yes"), ("A no: yes or no?", "no")], [1, 1]),
+        # part of a word is not the word
+        ([("Is it noon?", "no"), ("Is it night?", "yes")], [0, 0]),
+        ([("A cat, A or B?", "A"), ("a dog, A or B?", "B")], [1, 0]),
+        ([("Nothing", ""), ("", "x")], [0, 0]),
+        ([], []),
+    ],
+)
+def test_leaks(rows, flags):
+    assert leaks(made(*rows)) == [bool(flag) for flag in flags]
+
+
+def test_leaks_among_a_rows_own_options():
+    rows = made(
+        ("Left?\n- a red bus\n- a tram", "a tram"),
+        ("A tin. Left?\n- a tin\n- a box", "a tin"),
+    )
+    assert leaks(rows) == [True, True]
+    options = [["a red bus", "a tram"], ["a tin", "a box"]]
+    assert leaks(rows, options) == [False, True]
+
+
+def test_each_template_has_its_own_answers():
     two = made(("no", "no"), template=1) + made(("x", "no no"), template=2)
     assert leaks(two) == [True, False]
-    assert leaks([]) == []
-    assert leaks(made(("nothing", ""))) == [False]
 
 
 def test_round_robin_drops_an_unfinished_round():
@@ -314,6 +329,22 @@ def test_mixing_rates_match_the_formula():
 def test_rates_of_2022():
     assert sum(templates.FLAN_2022.values()) == pytest.approx(1)
     assert set(templates.FLAN_2022) == set(templates.CAPS_2022)
+
+
+def test_our_patterns():
+    sets = read_patterns(PATTERNS)
+    sizes = {"unseen": 5, "inverted": 3, "cot": 5}
+    for task, pairs in sets.items():
+        kind = task.rpartition("_")[2]
+        assert len(pairs) == sizes.get(kind, 10), task
+        assert len(set(pairs)) == len(pairs)
+        for pair in pairs:
+            assert is_inverted(pair) == (kind == "inverted"), pair
+            assert all(part == part.strip() for part in pair)
+            asked = without_options(pair[0])
+            assert asked and "options" not in asked
+    assert sum(map(len, sets.values())) == 173
+    assert sum(kind.rpartition("_")[2] not in sizes for kind in sets) == 12
 
 
 @pytest.mark.parametrize("form", ["json", "py"])
