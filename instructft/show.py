@@ -278,14 +278,18 @@ def bars(
     """Draw shares (0 to 1) as bars: {"before": {"movie": 0.1}, ...}.
 
     `spread` gives, under the same names, the low and high end of each.
+    Many or long names lie beside lying bars.
     """
     from matplotlib.figure import Figure
 
     names = list(next(iter(groups.values())))
-    figure = Figure(figsize=(6, 2.8), layout="constrained")
+    lying = sum(map(len, names)) > 60  # side by side they would overlap
+    height = 0.6 + 0.25 * len(names) * len(groups) if lying else 2.8
+    figure = Figure(figsize=(6, height), layout="constrained")
     axes = figure.subplots()
+    draw, end_lines = (axes.barh, "xerr") if lying else (axes.bar, "yerr")
     each = 0.8 / len(groups)
-    text = []
+    text, column = [], max(map(len, groups))
     for i, (group, shares) in enumerate(groups.items()):
         at = [x + each * i for x in range(len(names))]
         heights = [shares[name] for name in names]
@@ -296,17 +300,24 @@ def bars(
             [max(0, h - low) for h, (low, _) in pairs],
             [max(0, high - h) for h, (_, high) in pairs],
         ]
-        drawn = axes.bar(at, heights, each * 0.92, label=group, yerr=errors)
+        drawn = draw(
+            at, heights, each * 0.92, label=group, **{end_lines: errors}
+        )
         axes.bar_label(drawn, [f"{h:.0%}" for h in heights], padding=2)
         for name, height, end in zip(names, heights, ends, strict=True):
-            line = f"{group:10} {name:24} {height:6.1%}"
+            line = f"{group:{column}} {name:24} {height:6.1%}"
             text.append(
                 line + (f"  ({end[0]:.1%} to {end[1]:.1%})" if end else "")
             )
     middle = each * (len(groups) - 1) / 2
     places = [x + middle for x in range(len(names))]
-    axes.set_xticks(places, names, parse_math=False)  # $ is a dollar
-    axes.set(ylim=(0, 1.12), yticks=[0, 0.5, 1])
+    if lying:
+        axes.set_yticks(places, names, parse_math=False)  # $ is a dollar
+        axes.set(xlim=(0, 1.2), xticks=[0, 0.5, 1])
+        axes.invert_yaxis()
+    else:
+        axes.set_xticks(places, names, parse_math=False)
+        axes.set(ylim=(0, 1.12), yticks=[0, 0.5, 1])
     legend = axes.legend(
         loc="upper left", bbox_to_anchor=(1, 1), frameon=False
     )

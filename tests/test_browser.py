@@ -19,9 +19,16 @@ from urllib.parse import urlsplit
 import nbformat
 import psutil
 import pytest
-from test_notebook_runs import SMALL, lay_course, need_vader, read, shrink
+from test_notebook_runs import (
+    SMALL,
+    lay_course,
+    need_archives,
+    read,
+    shrink,
+)
 
 from instructft import __main__ as bootstrap
+from instructft.instance import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -164,13 +171,119 @@ def errors_in(cells):
     ]
 
 
+def run_all(page, lab, path):
+    """Open a notebook, run all of its cells, wait for the last.
+
+    Returns its code cells, and whom the server and its kernels met.
+    """
+    address, server, log = lab
+    page.goto(address.format(path.name))
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_function(IDLE, timeout=60_000)
+    page.evaluate("() => { jupyterapp.commands.execute('runmenu:run-all') }")
+    end, met = time.monotonic() + SECONDS, set()
+    while True:
+        met |= peers(server)
+        cells = cells_of(page)
+        waiting = [cell["id"] for cell in cells if not cell["count"]]
+        if errors_in(cells) or not waiting and page.evaluate(IDLE):
+            return cells, met
+        assert time.monotonic() < end, f"{path.name}: {waiting} did not run"
+        assert server.poll() is None, log.read_text("utf-8")
+        page.wait_for_timeout(500)
+
+
+def keep_until(path, last):
+    """Cut a notebook after the cell of that id, and forget outputs."""
+    notebook = read(path)
+    ids = [cell.id for cell in notebook.cells]
+    del notebook.cells[ids.index(last) + 1 :]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+
+
+def find(tmp_path, number):
+    [path] = (tmp_path / "notebooks").glob(f"{number}_*.ipynb")
+    return path
+
+
+def test_the_form_of_01_by_keyboard_and_mouse(lab, page, tmp_path):
+    page, _ = page
+    path = find(tmp_path, "01")
+    keep_until(path, "01-form")
+    cells, _ = run_all(page, lab, path)
+    assert not errors_in(cells)
+    boxes = page.locator(".jp-OutputArea .widget-textarea textarea")
+    save = page.locator(".jp-OutputArea button.widget-button")
+    boxes.first.scroll_into_view_if_needed()
+    assert boxes.count() == 3 and save.is_disabled()
+    boxes.first.click()
+    page.keyboard.type("Say it in Latin.")
+    page.keyboard.press("Tab")
+    page.keyboard.type("<b>peace</b>")
+    page.keyboard.press("Tab")
+    page.keyboard.type("<b>peace</b>")
+    shown = page.locator(".jp-OutputArea .widget-output")
+    shown.get_by_text("output equals input").first.wait_for()
+    assert save.is_disabled()
+    boxes.nth(2).fill("pax")
+    shown.get_by_text("assistant").first.wait_for()
+    assert shown.get_by_text("<b>peace</b>").count()  # text, not markup
+    save.click()
+    shown.get_by_text("saved in").first.wait_for()
+    # once more, by keyboard alone
+    boxes.first.focus()
+    for text in ("Say it in Latin.", "war", "bellum"):
+        page.keyboard.type(text)
+        page.keyboard.press("Tab")
+    page.wait_for_function("b => !b.disabled", arg=save.element_handle())
+    save.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("b => b.disabled", arg=save.element_handle())
+    rows = read_rows(tmp_path / "data/work/01/mine.jsonl")
+    assert [row["output"] for row in rows] == ["pax", "bellum"]
+    assert rows[0]["input"] == "<b>peace</b>"
+
+
+def test_the_slider_of_02a_by_keyboard_and_mouse(lab, page, tmp_path):
+    need_archives("02a")
+    page, _ = page
+    path = find(tmp_path, "02a")
+    keep_until(path, "02a-p3-browse")
+    cells, _ = run_all(page, lab, path)
+    assert not errors_in(cells)
+    handle = page.locator(".jp-OutputArea .noUi-handle")
+    handle.scroll_into_view_if_needed()
+    seen = page.locator(".jp-OutputArea .widget-output")
+    row = page.locator(".jp-OutputArea .widget-readout")
+    first = seen.inner_text()
+    assert row.inner_text() == "0" and "I was wondering" in first
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "([e, old]) => e.innerText !== old && e.innerText.includes('tokens')",
+        arg=[seen.element_handle(), first],
+    )
+    assert row.inner_text() == "1"
+    second = seen.inner_text()
+    bar = page.locator(".jp-OutputArea .noUi-target").bounding_box()
+    middle = bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] / 2
+    page.mouse.click(*middle)
+    page.wait_for_function(
+        "([e, old]) => e.innerText !== old && e.innerText.includes('tokens')",
+        arg=[seen.element_handle(), second],
+    )
+    assert 20 < int(row.inner_text()) < 40
+    page.screenshot(path=tmp_path / "02a-slider.png")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_run_all_in_the_browser(name, lab, page, tmp_path):
-    address, server, log = lab
     page, urls = page
     number = name.split("_")[0]
-    if number == "07":
-        need_vader()
+    need_archives(number)
     path = tmp_path / "notebooks" / name
     notebook = read(path)
     shrink(notebook, SMALL.get(number, {}))
@@ -181,20 +294,7 @@ def test_run_all_in_the_browser(name, lab, page, tmp_path):
             cell.outputs, cell.execution_count = [], None
     nbformat.write(notebook, path)
 
-    page.goto(address.format(name))
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_function(IDLE, timeout=60_000)
-    page.evaluate("() => { jupyterapp.commands.execute('runmenu:run-all') }")
-    end, met = time.monotonic() + SECONDS, set()
-    while True:
-        met |= peers(server)
-        cells = cells_of(page)
-        waiting = [cell["id"] for cell in cells if not cell["count"]]
-        if errors_in(cells) or not waiting and page.evaluate(IDLE):
-            break
-        assert time.monotonic() < end, f"{name}: {waiting} did not run"
-        assert server.poll() is None, log.read_text("utf-8")
-        page.wait_for_timeout(500)
+    cells, met = run_all(page, lab, path)
     page.screenshot(path=tmp_path / f"{number}-end.png")
     page.evaluate(f"() => {FRONT}.content.scrollToItem(0)")
     page.wait_for_timeout(1000)
@@ -208,5 +308,6 @@ def test_run_all_in_the_browser(name, lab, page, tmp_path):
             assert cell["outputs"], f"{name}, {cell['id']} shows nothing"
     assert urls and not list(outside(urls))
     assert met <= HERE, f"the server or a kernel met {met - HERE}"
-    logged = re.findall(r"\b(?:https?|wss?)://[^\s'\"]+", log.read_text())
+    said = lab[2].read_text("utf-8")
+    logged = re.findall(r"\b(?:https?|wss?)://[^\s'\"]+", said)
     assert not list(outside(logged))

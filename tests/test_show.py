@@ -313,6 +313,17 @@ def test_bars():
     ]
 
 
+def test_long_names_lie_beside_their_bars():
+    shares = {"before": {f"a rather long name, {i}": i / 9 for i in range(9)}}
+    view = show.bars(shares, {"before": {"a rather long name, 3": (0, 0.5)}})
+    width, height = (
+        int.from_bytes(view.png[i : i + 4], "big") for i in (16, 20)
+    )
+    assert width == 600 and height == 285
+    assert view.text.count("a rather long name") == 9
+    assert "(0.0% to 50.0%)" in view.text
+
+
 def test_pictures_are_the_same_twice():
     assert show.curve(LOG).png == show.curve(LOG).png
     assert show.bars(SHARES, SPREAD).png == show.bars(SHARES, SPREAD).png
