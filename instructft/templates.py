@@ -336,11 +336,16 @@ def read_patterns(path: str | Path) -> dict[str, list[tuple[str, str]]]:
     """Read Flan's pattern sets: {task: [(input, target), ...]}.
 
     From JSON, or from a Python file with a literal `PATTERNS` (such as
-    FLAN's own flan/templates.py), which is parsed and never executed.
+    FLAN's own flan/templates.py), which is parsed and never executed. One
+    bare list of pairs is the set of a task named like the file.
     Raises ValueError naming the file, the task and what is wrong.
     """
-    text = Path(path).read_text("utf-8")
+    wanted = (
+        "write {task: [[input, target], ...]} as JSON, or a literal PATTERNS "
+        "in Python"
+    )
     try:
+        text = Path(path).read_text("utf-8")
         if str(path).endswith(".py"):
             [value] = [
                 line.value
@@ -352,21 +357,27 @@ def read_patterns(path: str | Path) -> dict[str, list[tuple[str, str]]]:
         else:
             sets = json.loads(text)
     except (ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"{path}: {error}; write {{task: [[input, target], ...]}} as "
-            "JSON, or a literal PATTERNS in Python"
-        ) from None
+        raise ValueError(f"{path}: {error}; {wanted}") from None
+    if isinstance(sets, (list, tuple)):
+        sets = {Path(path).stem: sets}
+    if not isinstance(sets, dict) or not sets:
+        raise ValueError(f"{path}: no pattern sets; {wanted}")
+    found = {}
     for task, patterns in sets.items():
+        if not isinstance(patterns, (list, tuple)) or not patterns:
+            raise ValueError(f"{path}: {task}: no patterns; {wanted}")
         for i, pair in enumerate(patterns):
-            if len(pair) != 2 or not all(isinstance(p, str) for p in pair):
+            if (
+                not isinstance(pair, (list, tuple))
+                or len(pair) != 2
+                or not all(isinstance(part, str) for part in pair)
+            ):
                 raise ValueError(
                     f"{path}: {task}, pattern {i}: {pair!r}; write two "
                     "strings, input and target"
                 )
-    return {
-        task: [(one, other) for one, other in patterns]
-        for task, patterns in sets.items()
-    }
+        found[task] = [(asked, answer) for asked, answer in patterns]
+    return found
 
 
 def leaks(

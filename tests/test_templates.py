@@ -354,6 +354,9 @@ def test_pattern_files(tmp_path, form):
     text = json.dumps(sets) if form == "json" else f"x = 1\nPATTERNS = {sets}"
     path.write_text(text)
     assert read_patterns(path) == sets
+    text = json.dumps(PAIRS) if form == "json" else f"PATTERNS = {PAIRS}"
+    path.write_text(text)
+    assert read_patterns(path) == {"patterns": PAIRS}
 
 
 @pytest.mark.parametrize(
@@ -362,6 +365,13 @@ def test_pattern_files(tmp_path, form):
         ("a.json", "{"),
         ("a.json", '{"nli": [["one"]]}'),
         ("a.json", '{"nli": [["one", 2]]}'),
+        ("a.json", '{"nli": ["ab"]}'),
+        ("a.json", '{"nli": [{"input": "a", "target": "b"}]}'),
+        ("a.json", '{"nli": []}'),
+        ("a.json", '{"nli": "ten"}'),
+        ("a.json", "{}"),
+        ("a.json", '"nli"'),
+        ("a.json", "\udce4"),
         ("a.py", "PATTERNS = dict(a=1)"),
         ("a.py", "OTHER = {}"),
         ("a.py", "PATTERNS = {'a': open('x')}"),
@@ -369,8 +379,8 @@ def test_pattern_files(tmp_path, form):
 )
 def test_bad_pattern_files(tmp_path, name, text):
     path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(ValueError, match=name):
+    path.write_text(text, "utf-8", "surrogateescape")
+    with pytest.raises(ValueError, match=f"{name}.*write "):
         read_patterns(path)
 
 
