@@ -118,6 +118,15 @@ class Pool:
                 found.append((i, score))
         return found
 
+    def scores(self, text: str) -> list[float]:
+        """Return the ROUGE-L F with every text, in the order of the pool."""
+        tokens = words(text)
+        masks, size = _masks(tokens), len(tokens)
+        return [
+            _f(_common(masks, size, other), len(other), size)
+            for other in self._tokens
+        ]
+
 
 def _sign(tokens: Iterable[str]) -> tuple[int, int]:
     """Hash the set of words to 128 bits, the same in every process."""

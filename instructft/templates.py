@@ -385,37 +385,41 @@ def leaks(
 ) -> list[bool]:
     """Say of each rendered row whether its prompt gives the answer away.
 
-    True where the completion stands in the prompt, as whole words, more
-    often than in another prompt of the same template with another answer:
-    words of the template itself do not count. `options`, where each row
-    has its own, lists those of row i at i; an answer that stands there no
-    more often than another option is not given away. One row may be
-    chance, or the task's way (an answer cited from a passage); a template
-    that does it in most rows is at fault. At most 100 other prompts of a
-    template are looked at.
+    True where the answer (`answer`, where a row has it, else the whole
+    completion) stands in the prompt, as whole words, more often than in a
+    prompt of the same template with another answer: words of the template
+    itself do not count, and rows of one answer alone say nothing.
+    `options`, where each row has its own, lists those of row i at i: an
+    answer that stands there no more often than another option is not given
+    away. One row may be chance, or the task's way (an answer cited from a
+    passage); a template that does it in most rows is at fault. At most 100
+    other prompts of a template are looked at.
 
     >>> rows = [("A good film: good or bad?", "good"), ("Good or bad?", "bad")]
     >>> leaks([{"template": 0, "prompt": p, "completion": c} for p, c in rows])
     [True, False]
     """
-    prompts: dict = {}
-    for each in made:
-        prompts.setdefault(each["template"], []).append(each)
+    answers = [each.get("answer", each["completion"]) for each in made]
+    others: dict = {}
+    for each, answer in zip(made, answers, strict=True):
+        if not each.get("problem"):
+            same = others.setdefault(each["template"], [])
+            same.append((answer, each["prompt"]))
     usual: dict = {}
     found = []
-    for each in made:
-        answer = each["completion"]
-        if (times := _occurs(answer, each["prompt"])) == 0:
+    for each, answer in zip(made, answers, strict=True):
+        times = _occurs(answer, each["prompt"])
+        if not times or each.get("problem"):
             found.append(False)
             continue
         key = each["template"], answer
         if key not in usual:
-            others = (
-                _occurs(answer, other["prompt"])
-                for other in prompts[each["template"]]
-                if other["completion"] != answer
+            elsewhere = (
+                _occurs(answer, prompt)
+                for other, prompt in others[each["template"]]
+                if other != answer
             )
-            usual[key] = min(itertools.islice(others, 100), default=0)
+            usual[key] = min(itertools.islice(elsewhere, 100), default=times)
         rivals = [
             _occurs(option, each["prompt"])
             for option in (options[each["row"]] if options else ())
@@ -430,6 +434,8 @@ def _occurs(words: str, text: str) -> int:
         words, text = words.casefold(), text.casefold()
     if not words or words not in text:
         return 0
+    if not words.isascii():  # scripts without spaces have no such bounds
+        return text.count(words)
     return len(re.findall(rf"(?<!\w){re.escape(words)}(?!\w)", text))
 
 

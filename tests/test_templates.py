@@ -266,8 +266,30 @@ def test_leaks_among_a_rows_own_options():
 
 
 def test_each_template_has_its_own_answers():
-    two = made(("no", "no"), template=1) + made(("x", "no no"), template=2)
-    assert leaks(two) == [True, False]
+    one = made(("A no: no?", "no"), ("Yes: no?", "yes"), template=1)
+    two = made(("no", "no no"), ("yes", "yes yes"), template=2)
+    assert leaks(one + two) == [True, True, False, False]
+
+
+def test_leaks_where_there_is_nothing_to_compare():
+    one_answer = [("A good film: good or bad?", "good")] * 3
+    assert leaks(made(*one_answer)) == [False] * 3
+    rows = [*made(("Good or bad?", "good"), ("Good or bad?", "bad"))]
+    rows.append(rows[0] | {"prompt": "", "completion": "", "problem": "x"})
+    assert leaks(rows) == [False] * 3
+
+
+def test_leaks_of_an_answer_within_a_sentence():
+    rows = made(("In: yes. Is it?", "It is yes."), ("In: no.", "It is no."))
+    assert leaks(rows) == [False, False]
+    answers = [{"answer": "yes"}, {"answer": "no"}]
+    rows = [row | more for row, more in zip(rows, answers, strict=True)]
+    assert leaks(rows) == [True, True]
+
+
+def test_leaks_in_a_script_without_spaces():
+    rows = made(("这是好的吗", "好"), ("这是的吗", "坏"))
+    assert leaks(rows) == [True, False]
 
 
 def test_round_robin_drops_an_unfinished_round():
