@@ -106,7 +106,7 @@ def count_rows(count: Callable) -> None:
 def pattern(make: Callable, rows: list[dict], known: list) -> None:
     """Check 02a's first exercise: a new pattern for story endings."""
     pair = make()
-    if pair is None:
+    if not isinstance(pair, (tuple, list)) or [*map(type, pair)] != [str] * 2:
         return _say("return two strings, prompt and answer")
     try:
         made = [[fill(part, row) for part in pair] for row in rows]
@@ -119,7 +119,7 @@ def pattern(make: Callable, rows: list[dict], known: list) -> None:
             return _say("the prompt does not tell the {story}")
         if not all(option in asked for option in row["options"]):
             return _say("the prompt does not show the {options_}")
-        if row["answer"] not in answer:
+        if not (row["answer"] in answer and "{answer}" in pair[1]):
             return _say("the second string does not hold the {answer}")
     near = max(known, key=lambda other: rouge_l(pair[0], other[0]))
     alike = rouge_l(pair[0], near[0])
@@ -131,28 +131,32 @@ def pattern(make: Callable, rows: list[dict], known: list) -> None:
 def rates(compute: Callable) -> None:
     """Check 02a's second exercise: examples-proportional mixing."""
     sizes = {"small": 1000, "middle": 3000, "big": 96_000}
-    found = compute(sizes, 3000)
-    if found is None:
-        return _say("return a share for each task")
-    wanted = mixing_rates(sizes, 3000)
-    if set(found) != set(wanted):
-        return _say(f"shares for {list(found)}, not for {list(wanted)}")
-    if all(abs(found[task] - wanted[task]) < 1e-9 for task in wanted):
-        return _say("")
-    if abs(found["big"] - 0.96) < 1e-9:
-        return _say("no cap yet: a task counts for at most `cap` rows")
-    if abs(sum(found.values()) - 1) > 1e-9:
-        return _say(
-            f"the shares sum to {sum(found.values()):.2f}: divide by the sum "
-            "of what is left after the cap"
-        )
-    _say(f"{found} instead of {wanted}")
+    for cap in (3000, 2000):
+        found, wanted = compute(sizes, cap), mixing_rates(sizes, cap)
+        if not isinstance(found, dict):
+            return _say("return a share for each task, as a dict")
+        if set(found) != set(wanted):
+            return _say(f"shares for {list(found)}, not for {list(wanted)}")
+        if all(abs(found[task] - wanted[task]) < 1e-9 for task in wanted):
+            continue
+        if abs(found["big"] - 0.96) < 1e-9:
+            return _say("no cap yet: a task counts for at most `cap` rows")
+        if abs(sum(found.values()) - 1) > 1e-9:
+            return _say(
+                f"the shares sum to {sum(found.values()):.2f}: divide by the "
+                "sum of what is left after the cap"
+            )
+        return _say(f"with a cap of {cap}, {found} instead of {wanted}")
+    _say("")
 
 
 def options(listed: Callable, rows: list[dict]) -> None:
     """Check 02a's bug hunt: the answer's place must not tell."""
     places = []
     for row in rows:
+        # however a colleague's file may order them
+        rest = [text for text in row["options"] if text != row["answer"]]
+        row = row | {"options": [row["answer"], *rest]}
         found = listed(row)
         if found is None:
             return _say("return the options")
@@ -162,7 +166,7 @@ def options(listed: Callable, rows: list[dict]) -> None:
             return _say("the same row gives another order each time")
         places.append(found.index(row["answer"]))
     place, most = Counter(places).most_common(1)[0]
-    if most > 0.5 * len(rows):
+    if most > 1.5 * len(rows) / len(rows[0]["options"]):
         return _say(
             f"in {most} of {len(rows)} rows the right answer is number "
             f"{place + 1}: the model learns the place, not the task"

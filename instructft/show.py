@@ -100,7 +100,7 @@ def _short(text: str, width: int) -> str:
 
 
 def table(rows: Sequence[dict], width: int = 60) -> View:
-    """Show rows (dicts with the same keys) as a table.
+    """Show rows (dicts) as a table; a key that a row lacks stays empty.
 
     Text longer than `width` characters is shortened in the text twin.
 
@@ -110,7 +110,7 @@ def table(rows: Sequence[dict], width: int = 60) -> View:
     """
     if not rows:
         return View("(no rows)", "<p>(no rows)</p>")
-    names = list(rows[0])
+    names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
     short = [[_short(c, width) for c in line] for line in cells]
     widths = [
@@ -176,8 +176,14 @@ def side_by_side(
     """
     from instructft.templates import leaks
 
+    return _cards(
+        list(zip(made, leaks(made, options), strict=True)), row, count
+    )
+
+
+def _cards(marked: list[tuple[dict, bool]], row: int, count) -> View:
     html, text = [], []
-    for each, leak in zip(made, leaks(made, options), strict=True):
+    for each, leak in marked:
         if each["row"] != row:
             continue
         facts = str(each["template"])
@@ -202,7 +208,9 @@ def side_by_side(
         '<div style="display:grid;gap:8px;grid-template-columns:'
         f'repeat(auto-fill,minmax(260px,1fr))">{"".join(html)}</div>'
     )
-    return View("\n".join(text) or "(no rows)", grid)
+    if not text:
+        return table([])
+    return View("\n".join(text), grid)
 
 
 def browse(
@@ -216,6 +224,9 @@ def browse(
     """
     import ipywidgets as widgets
 
+    from instructft.templates import leaks
+
+    marked = list(zip(made, leaks(made, options), strict=True))
     last = max((each["row"] for each in made), default=0)
     row = widgets.IntSlider(
         description="row", max=last, continuous_update=False
@@ -224,7 +235,7 @@ def browse(
 
     def draw(_=None):
         seen.outputs = ()
-        seen.append_display_data(side_by_side(made, row.value, count, options))
+        seen.append_display_data(_cards(marked, row.value, count))
 
     row.observe(draw, names="value")
     draw()
@@ -239,6 +250,11 @@ def _png(figure) -> bytes:
     # a fixed creator keeps a picture byte-identical from run to run
     figure.savefig(file, dpi=100, metadata={"Software": None})
     return file.getvalue()
+
+
+def _legend(axes, **place) -> None:
+    for label in axes.legend(frameon=False, **place).get_texts():
+        label.set_parse_math(False)  # $ is a dollar
 
 
 def curve(log_history: Sequence[dict], name: str = "loss") -> View:
@@ -318,11 +334,7 @@ def bars(
     else:
         axes.set_xticks(places, names, parse_math=False)
         axes.set(ylim=(0, 1.12), yticks=[0, 0.5, 1])
-    legend = axes.legend(
-        loc="upper left", bbox_to_anchor=(1, 1), frameon=False
-    )
-    for label in legend.get_texts():
-        label.set_parse_math(False)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
     return View("\n".join(text), png=_png(figure))
 
 
@@ -392,7 +404,8 @@ def arms(path: str | Path, by: str, figures: Sequence[str]) -> View:
 
     A dot is a run, the line their mean; `figures` are names as `study`
     gives them, such as "exact, movie", of shares from 0 to 1. Raises
-    KeyError for a figure or a parameter that the study does not hold.
+    KeyError, with those there are, for a figure or parameter that the
+    study does not hold.
     """
     from matplotlib.figure import Figure
 
@@ -400,6 +413,9 @@ def arms(path: str | Path, by: str, figures: Sequence[str]) -> View:
         return study(path)
     found = json.loads(Path(path).read_text("utf-8"))
     runs = [(run["parameters"], _flat(run["result"])) for run in found["runs"]]
+    for name, known in [(by, runs[0][0]), *((f, runs[0][1]) for f in figures)]:
+        if name not in known:
+            raise KeyError(f"{path} has no {name!r}, only {list(known)}")
     values = sorted({given[by] for given, _ in runs})
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
@@ -419,9 +435,7 @@ def arms(path: str | Path, by: str, figures: Sequence[str]) -> View:
     axes.set(xticks=values, ylim=(0, 1.02))
     axes.set_xlabel(by, parse_math=False)
     axes.grid(alpha=0.3)
-    legend = axes.legend(frameon=False, loc="lower right")
-    for label in legend.get_texts():
-        label.set_parse_math(False)
+    _legend(axes, loc="lower right")
     return View("\n".join(text), png=_png(figure))
 
 

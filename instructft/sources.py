@@ -217,9 +217,12 @@ def evals(name: str) -> list[dict]:
     """Return one of the package evals' sets, in the file's order.
 
     `name` is a key of `EVALS`, which says the fields; every row has `label`
-    besides. A file's rows are kept as they are, repeated ones too. Raises
-    as `archive` does.
+    besides. A file's rows are kept as they are, repeated ones too (724 of
+    corr2cause, 116 of sarcasm). Raises KeyError for another name, else as
+    `archive` does.
     """
+    if name not in EVALS:
+        raise KeyError(f"{name!r}: choose one of {list(EVALS)}")
     wanted = EVALS[name]
     inner = f"evals/registry/data/{wanted.file}.jsonl"
     with zipfile.ZipFile(archive("evals")) as packed:
@@ -342,10 +345,10 @@ def chitchat() -> list[dict]:
     """Return 7,168 conversations between people, in the file's order.
 
     One person's lines in a row are one message; who speaks first is the
-    user. A row: {"id": "...", "messages": [{"role": "user", "content":
-    "Hello\\nHow are you?"}, ...], "source": ..., "licence": "MIT"}. Nothing
-    is left out: screen them before use. Will Myers, "chitchat-dataset".
-    Raises as `archive` does.
+    user. In 3,150 of them nobody answers: screen them before use. A row:
+    {"id": "...", "messages": [{"role": "user", "content": "Hello\\nHow are
+    you?"}, ...], "source": ..., "licence": "MIT"}. Will Myers,
+    "chitchat-dataset". Raises as `archive` does.
     """
     wanted = ARCHIVES["chitchat"]
     with zipfile.ZipFile(archive("chitchat")) as packed:
@@ -382,7 +385,9 @@ WORDNET = (
 
 
 def wordnet(folder: str | Path | None = None) -> list[dict]:
-    """Return WordNet's words and definitions, where it is installed.
+    """Return WordNet's definitions, each with the first of its words.
+
+    Where it is installed: no Python package brings it.
 
     A row: {"id": "wordnet-n-00001740", "text": "entity", "label": "noun",
     "definition": "...", "examples": [...], "source": "WordNet", "licence":
@@ -464,24 +469,32 @@ def hub(
     """Return one split of a hub's data set, with the licence of its card.
 
     `revision` is a commit, so that rows stay what they were. The columns
-    are the fields; {"id", "source", "licence"} are added. A card without a
-    licence leaves `licence` empty, and `refusal` says so.
+    are the fields; `id`, `source` and `licence` are added. A card without
+    a licence leaves `licence` empty, and `refusal` says so. Raises
+    ValueError if the set has columns of these names.
     """
     from datasets import load_dataset
     from huggingface_hub import dataset_info
 
     card = dataset_info(repo, revision=revision).card_data or {}
     licence = card.get("license") or ""
-    rows = load_dataset(repo, config, split=split, revision=revision)
-    return [
-        {
+    if not isinstance(licence, str):
+        licence = ", ".join(licence)  # `refusal` looks at each
+    rows = []
+    found = load_dataset(repo, config, split=split, revision=revision)
+    for i, row in enumerate(found):
+        own = {
             "id": f"{repo}-{split}-{i}",
-            **row,
             "source": f"{repo}@{revision}",
-            "licence": licence if isinstance(licence, str) else licence[0],
+            "licence": licence,
         }
-        for i, row in enumerate(rows)
-    ]
+        if clash := sorted(own.keys() & row.keys()):
+            raise ValueError(
+                f"{repo} has columns of its own called {clash}: rename them "
+                "(`Dataset.rename_column`) and read that copy"
+            )
+        rows.append(row | own)
+    return rows
 
 
 class Source(NamedTuple):
@@ -543,6 +556,9 @@ def balance(rows: Sequence[dict], label: str = "label") -> dict[str, float]:
     return {name: count / total for name, count in counted.most_common()}
 
 
+CLOSED = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
+
+
 def refusal(
     rows: Sequence[dict],
     most: float = 0.9,
@@ -554,7 +570,8 @@ def refusal(
     A row without a licence; a licence that forbids commercial use, unless
     `noncommercial`; fewer than two labels, or one with more than `most` of
     the rows: a model that always says it would look well taught. Rows
-    without the field `label` (free text) are not judged by balance.
+    without the field `label` (free text) are not judged by balance. Only
+    what the rows say is looked at: read a licence's own text, too.
 
     >>> refusal([{"label": "a", "licence": "MIT"}] * 10)
     "only one label, 'a'"
@@ -563,16 +580,19 @@ def refusal(
         return "no rows"
     if bare := sum(not row.get("licence") for row in rows):
         return f"{bare:,} of {len(rows):,} rows name no licence"
-    closed = {r["licence"] for r in rows if "-NC" in r["licence"].upper()}
+    licences = {str(row["licence"]) for row in rows}
+    closed = sorted(filter(CLOSED.search, licences))
     if closed and not noncommercial:
-        return f"{', '.join(sorted(closed))} forbids commercial use"
-    shares = balance(rows, label)
-    if len(shares) == 1:
-        return f"only one label, {next(iter(shares))!r}"
-    if shares and max(shares.values()) > most:
-        name = next(iter(shares))
-        return f"{shares[name]:.0%} of the rows are {name!r}"
-    return ""
+        return f"{', '.join(closed)} forbids commercial use"
+    labelled = sum(label in row for row in rows)
+    if not labelled:
+        return ""
+    if labelled < len(rows):
+        return f"{len(rows) - labelled:,} of {len(rows):,} rows have no label"
+    name, share = next(iter(balance(rows, label).items()))
+    if share == 1:
+        return f"only one label, {name!r}"
+    return f"{share:.0%} of the rows are {name!r}" if share > most else ""
 
 
 def fetch(name: str) -> Path:

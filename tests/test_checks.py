@@ -300,6 +300,10 @@ KNOWN = [
     ("pair", "line"),
     [
         (None, "not yet: return two strings"),
+        (("{story}",), "not yet: return two strings"),
+        ("ab", "not yet: return two strings"),
+        (("{story} {options_}", 1), "not yet: return two strings"),
+        (("{story} {options_}", "{options_}"), "not yet: the second"),
         (("{tale}", "{answer}"), "not yet: the row has no field 'tale'"),
         (("{story} {answer}", "{answer}"), "not yet: the prompt holds"),
         (("{options_}", "{answer}"), "not yet: the prompt does not tell"),
@@ -322,6 +326,7 @@ def capped(sizes, cap):
     ("compute", "line"),
     [
         (lambda sizes, cap: None, "not yet: return a share"),
+        (lambda sizes, cap: 0.5, "not yet: return a share"),
         (lambda sizes, cap: {"big": 1}, "not yet: shares for ['big']"),
         (
             lambda sizes, cap: {t: n / 100_000 for t, n in sizes.items()},
@@ -335,11 +340,17 @@ def capped(sizes, cap):
         ),
         (
             lambda sizes, cap: dict.fromkeys(sizes, 1 / 3),
-            "not yet: {'small': 0.33",
+            "not yet: with a cap of 3000, {'small': 0.33",
         ),
         (
             lambda sizes, cap: {
-                t: n / 7000 for t, n in capped(sizes, cap).items()
+                t: n / 7000 for t, n in capped(sizes, 3000).items()
+            },
+            "not yet: with a cap of 2000, {'small': 0.14",
+        ),
+        (
+            lambda sizes, cap: {
+                t: n / (1000 + 2 * cap) for t, n in capped(sizes, cap).items()
             },
             "correct",
         ),
@@ -358,7 +369,11 @@ def test_rates(said, compute, line):
             lambda row: sorted(row["options"], key=row["answer"].__ne__),
             "not yet: in 4 of 4 rows the right answer is number 1",
         ),
-        (lambda row: row["options"], "correct"),
+        (
+            lambda row: row["options"],
+            "not yet: in 4 of 4 rows the right answer is number 1",
+        ),
+        (lambda row: sorted(row["options"]), "correct"),
     ],
 )
 def test_options(said, listed, line):

@@ -206,6 +206,15 @@ def test_table_shortens_text_without_spaces(text):
     assert text[:15] in show.table([{"text": text}], width=20).text
 
 
+def test_table_of_rows_with_other_keys():
+    view = show.table([{"a": 1}, {"b": 2}])
+    assert [line.split() for line in view.text.split("\n")] == [
+        ["a", "b"],
+        ["1"],
+        ["2"],
+    ]
+
+
 def test_table_of_nothing():
     assert repr(show.table([])) == "(no rows)"
     assert show.table([]).html
@@ -415,7 +424,7 @@ def test_arms(tmp_path):
     assert "95.0%" in ten
     assert view.png.startswith(b"\x89PNG")
     for names in (("TEMPLATES", ["no"]), ("NO", ["exact, film"])):
-        with pytest.raises(KeyError):
+        with pytest.raises(KeyError, match="has no '(no|NO)', only"):
             show.arms(path, *names)
     text = show.arms(tmp_path / "03.json", "X", ["y"]).text
     assert text == "no study yet: run `python -m instructft study 03`"
@@ -611,7 +620,8 @@ def test_side_by_side():
     assert "gave 1 part(s), not two" in seen.text
     assert "yes" not in seen.text
     assert "<b>:" not in seen.html and "&lt;b&gt;" in seen.html
-    assert show.side_by_side([], 0).text == "(no rows)"
+    none = show.side_by_side(MADE, 7)
+    assert none.text == "(no rows)" and none.html == "<p>(no rows)</p>"
 
 
 def test_browse():

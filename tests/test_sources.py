@@ -141,8 +141,7 @@ def read(name):
 )
 def test_sets(name, count, labels):
     rows = read(name)
-    # of sentences drawn twice the second is left out
-    assert count - 5 <= len(rows) <= count
+    assert len(rows) == count
     for row in rows:
         assert row["id"] and row["source"] and row["licence"]
     assert len({row["id"] for row in rows}) == len(rows)
@@ -183,11 +182,33 @@ def test_refusals():
     assert sources.refusal(closed)
     assert not sources.refusal(closed, noncommercial=True)
     assert not sources.refusal([{"text": "no label", "licence": "MIT"}])
+    half = [*rows, {"licence": "MIT"}]
+    assert sources.refusal(half) == "1 of 21 rows have no label"
+
+
+@pytest.mark.parametrize(
+    ("licence", "closed"),
+    [
+        ("CC BY NC 4.0", True),
+        ("mit, cc-by-nc-sa-4.0", True),
+        ("Non-Commercial use", True),
+        ("research only", True),
+        ("MIT", False),
+        ("NCSA", False),
+        ("CC-BY-SA-4.0", False),
+    ],
+)
+def test_licences_that_forbid_commercial_use(licence, closed):
+    rows = [{"licence": licence}]
+    assert bool(sources.refusal(rows)) == closed
+    assert not sources.refusal(rows, noncommercial=True)
 
 
 def test_another_set_is_refused_with_the_names():
     with pytest.raises(KeyError, match="vader/amazon"):
         sources.annotated("evals/other")
+    with pytest.raises(KeyError, match="sarcasm"):
+        sources.evals("other")
 
 
 def test_people_take_turns():
@@ -284,25 +305,51 @@ def test_reasoning_gym(monkeypatch):
         sources.reasoning_gym("chain_sum", 1)
 
 
-@pytest.mark.parametrize("licence", ["apache-2.0", ["mit"], None])
-def test_hub_rows_carry_the_cards_licence(monkeypatch, licence):
-    asked = {}
-
-    def load(repo, config, split, revision):
-        asked.update(repo=repo, split=split, revision=revision)
-        return [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
-
-    card = types.SimpleNamespace(card_data={"license": licence})
-    monkeypatch.setattr("datasets.load_dataset", load)
-    monkeypatch.setattr(
-        "huggingface_hub.dataset_info", lambda repo, revision: card
+@pytest.mark.parametrize(
+    ("licence", "why"),
+    [
+        ("apache-2.0", ""),
+        (["mit"], ""),
+        (["mit", "cc-by-nc-4.0"], "mit, cc-by-nc-4.0 forbids commercial use"),
+        (None, "2 of 2 rows name no licence"),
+    ],
+)
+def test_hub_rows_carry_the_cards_licence(hub, licence, why):
+    asked = hub(
+        licence, [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
     )
     rows = sources.hub("some/set", "train", "abc")
     assert asked == {"repo": "some/set", "split": "train", "revision": "abc"}
     assert rows[1]["text"] == "b"
     assert rows[1]["source"] == "some/set@abc"
-    why = "" if licence else "2 of 2 rows name no licence"
     assert sources.refusal(rows) == why
+
+
+def test_hub_columns_are_not_overwritten(hub):
+    hub("mit", [{"text": "a", "source": "a book"}])
+    with pytest.raises(ValueError, match="columns .*source.*rename"):
+        sources.hub("some/set", "train", "abc")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with one set: give it a licence and rows."""
+
+    def lay(licence, rows):
+        asked = {}
+
+        def load(repo, config, split, revision):
+            asked.update(repo=repo, split=split, revision=revision)
+            return rows
+
+        card = types.SimpleNamespace(card_data={"license": licence})
+        monkeypatch.setattr("datasets.load_dataset", load)
+        monkeypatch.setattr(
+            "huggingface_hub.dataset_info", lambda repo, revision: card
+        )
+        return asked
+
+    return lay
 
 
 def test_unknown_domain(cache):
