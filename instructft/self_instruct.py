@@ -12,11 +12,12 @@ import json
 import re
 import string
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from instructft.similarity import Pool
+from instructft.similarity import Pool, rouge_l
 
 # Words for what a text model cannot see or do (stage 1); Alpaca adds some.
 KEYWORDS = (
@@ -51,8 +52,8 @@ def instructions_in(text: str) -> list[str]:
 def rule_against(instruction: str, keywords: Sequence[str] = KEYWORDS) -> str:
     """Name the first rule that an instruction breaks; "" if none.
 
-    >>> rule_against("Draw a map of the town.")
-    'keyword draw'
+    >>> rule_against("Draw the town by night.")
+    'keyword: draw'
     >>> rule_against("Name a fruit.")
     'too short: 3 words'
     """
@@ -63,7 +64,7 @@ def rule_against(instruction: str, keywords: Sequence[str] = KEYWORDS) -> str:
         return f"too long: {count} words"
     for word in keywords:
         if re.search(rf"\b({word})\b", instruction, re.IGNORECASE):
-            return f"keyword {word}"
+            return f"keyword: {word}"
     if instruction.startswith("Write a program"):
         return "asks for a program"
     if instruction[0] in string.punctuation:
@@ -102,9 +103,9 @@ class Novelty:
         import numpy as np
 
         scores = self._pool.scores(instruction)
-        # numpy's own order of equal scores, as in the released code
-        order = np.argsort(scores)[-10:][::-1]
-        near = {self.texts[i]: float(scores[i]) for i in order}
+        # of equal scores the first in the pool; numpy orders them otherwise
+        order = np.argsort(-np.array(scores), kind="stable")[:10]
+        near = {self.texts[i]: scores[i] for i in order}
         most, mean = max(scores, default=0.0), float(np.mean(scores))
         rule = ""
         if most > self.above:
@@ -242,8 +243,8 @@ def replay_instructions(seeds: Sequence[str], rows: Sequence[dict]) -> dict:
 
     `rows` are those of machine_generated_instructions.jsonl. Returns the
     counts `published`, `accepted`, `rejected` by rule, `scores` (logged
-    similarities), `scores equal`, `means equal`, `above`, and `differing`:
-    (place, published, ours).
+    similarities), `scores equal`, `means equal`, `above 0.7`, and `differing`:
+    (how, text).
     """
     novelty = Novelty(seeds)
     verdicts: list[Verdict] = []
@@ -257,14 +258,12 @@ def replay_instructions(seeds: Sequence[str], rows: Sequence[dict]) -> dict:
         [choice, *_] = last["response"]["choices"]
         verdicts += judged(choice["text"], choice["finish_reason"], novelty)
     ours = [verdict for verdict in verdicts if not verdict.rule]
-    rules: dict[str, int] = {}
-    for rule in (v.rule for v in verdicts if v.rule):
-        name = rule.partition(":")[0].split(" ")[0:2]
-        name = "keyword" if name[0] == "keyword" else rule.partition(":")[0]
-        rules[name] = rules.get(name, 0) + 1
+    rules = Counter(
+        verdict.rule.split(":")[0] for verdict in verdicts if verdict.rule
+    )
     return {
         "candidates": len(verdicts),
-        "rejected": rules,
+        "rejected": dict(rules),
         **_compared(rows, ours),
     }
 
@@ -293,19 +292,19 @@ def replay_alpaca(seeds: Sequence[str], rows: Sequence[dict]) -> dict:
 def _compared(
     rows: Sequence[dict], ours: Sequence[Verdict], name: str = "most_similar"
 ) -> dict:
-    differing = [
-        (i, theirs, mine)
-        for i, (theirs, mine) in enumerate(
-            zip(
-                [row["instruction"] for row in rows]
-                + [None] * (len(ours) - len(rows)),
-                [verdict.instruction for verdict in ours]
-                + [None] * (len(rows) - len(ours)),
-                strict=True,
-            )
-        )
-        if theirs != mine
+    published = [row["instruction"] for row in rows]
+    accepted = [verdict.instruction for verdict in ours]
+    here, there = set(accepted), set(published)
+    differing = [("not accepted by us", t) for t in published if t not in here]
+    differing += [
+        ("accepted by us alone", t) for t in accepted if t not in there
     ]
+    both = zip(
+        (text for text in published if text in here),
+        (text for text in accepted if text in there),
+        strict=False,
+    )
+    differing += [("other order", *pair) for pair in both if len({*pair}) > 1]
     by_text = {verdict.instruction: verdict for verdict in ours}
     pairs = [
         (row, by_text[row["instruction"]])
@@ -313,8 +312,8 @@ def _compared(
         if row["instruction"] in by_text
     ]
     logged = [
-        (score, mine.near.get(text))
-        for row, mine in pairs
+        (score, rouge_l(row["instruction"], text))
+        for row, _ in pairs
         for text, score in row.get(name, {}).items()
     ]
     means = [
@@ -435,7 +434,12 @@ def _main(words: list[str]) -> int:
         else:
             path = asked.seeds or _one(asked.alpaca.parent, "seed_tasks.jsonl")
             seeds = [row["instruction"] for row in _lines(path)]
-            rows = json.loads(asked.alpaca.read_text("utf-8"))
+            one = asked.alpaca.suffix == ".jsonl"
+            rows = (
+                _lines(asked.alpaca)
+                if one
+                else json.loads(asked.alpaca.read_text("utf-8"))
+            )
             found = [("alpaca", replay_alpaca(seeds, rows))]
     except (BadRows, OSError, KeyError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
