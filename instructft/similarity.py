@@ -73,8 +73,9 @@ class Pool:
         import numpy as np
 
         self._tokens: list[list[str]] = []
+        # a column each: sizes, and the two halves of the signatures
         self._sizes = np.zeros(64, np.int32)
-        self._signs = np.zeros((64, 2), np.uint64)
+        self._signs = np.zeros((2, 64), np.uint64)
         for text in texts:
             self.add(text)
 
@@ -88,9 +89,9 @@ class Pool:
         tokens, count = words(text), len(self)
         if count == len(self._sizes):
             self._sizes = np.resize(self._sizes, 2 * count)
-            self._signs = np.resize(self._signs, (2 * count, 2))
+            self._signs = np.hstack([self._signs, self._signs])
         self._sizes[count] = len(tokens)
-        self._signs[count] = _sign(tokens)
+        self._signs[:, count] = _sign(tokens)
         self._tokens.append(tokens)
 
     def near(self, text: str, above: float) -> list[tuple[int, float]]:
@@ -101,22 +102,35 @@ class Pool:
         import numpy as np
 
         tokens, count = words(text), len(self)
-        sizes, signs = self._sizes[:count], self._signs[:count]
-        sign = np.array(_sign(tokens), np.uint64)
-        # a word that the other text lacks cannot be common: bits that one
-        # signature has and the other lacks are at least so many words
-        lacks = np.bitwise_count(sign & ~signs).sum(1, dtype=np.int32)
-        extra = np.bitwise_count(signs & ~sign).sum(1, dtype=np.int32)
-        most = np.minimum(len(tokens) - lacks, sizes - extra)
-        chance = 2 * most > above * (len(tokens) + sizes) - 1e-6
         masks, found = _masks(tokens), []
-        for i in np.flatnonzero(chance & (most > 0)).tolist():
+        for i in self._chances(tokens, count, above, np).tolist():
             other = self._tokens[i]
             common = _common(masks, len(tokens), other)
             score = _f(common, len(other), len(tokens))
             if score > above:
                 found.append((i, score))
         return found
+
+    def _chances(self, tokens: list[str], count: int, above: float, np):
+        """Return the indices that two bounds on the common words leave.
+
+        A word that the other text lacks cannot be common: bits that one
+        signature has and the other lacks are at least so many words.
+        """
+        low, high = map(np.uint64, _sign(tokens))
+        (lows, highs), sizes = self._signs[:, :count], self._sizes[:count]
+
+        def lacking(one, ones, other, others):
+            bits = np.bitwise_count(one & ~ones)  # 64 at most: a byte does
+            bits += np.bitwise_count(other & ~others)
+            return bits.astype(np.int32)
+
+        most = len(tokens) - lacking(low, lows, high, highs)
+        least = above / 2 * (len(tokens) + sizes) - 1e-6
+        left = np.flatnonzero((most > least) & (most > 0))
+        extra = lacking(lows[left], low, highs[left], high)
+        most = np.minimum(most[left], sizes[left] - extra)
+        return left[(most > least[left]) & (most > 0)]
 
     def scores(self, text: str) -> list[float]:
         """Return the ROUGE-L F with every text, in the order of the pool."""
