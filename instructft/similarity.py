@@ -5,7 +5,9 @@ gate of Self-Instruct, bootstrap_instructions.py), down to the last bit.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 WORD = re.compile(r"[a-z0-9]+")
 
@@ -179,3 +181,101 @@ def groups(texts: Sequence[str], above: float = 0.7) -> list[int]:
         pool.add(text)
         same.setdefault(text, i)
     return [root(i) for i in range(len(texts))]
+
+
+# python -m instructft.similarity bench
+
+
+def _grown(count: int, seed: int = 0) -> list[str]:
+    """Return instructions as a model grows them: spliced, reworded, new.
+
+    Made from the sentences of data/, so that the bench needs no network.
+    """
+    import random
+
+    from instructft.instance import read_rows
+
+    fields = ("instruction", "question", "text", "hypothesis", "story")
+    found = set()
+    data = Path(__file__).resolve().parent.parent / "data"
+    for path in sorted(data.glob("*/*.jsonl")):
+        for row in read_rows(path):
+            for text in filter(None, map(row.get, fields)):
+                found |= {*re.split(r"(?<=[.?!])\s", text)}
+    known = sorted(s.split() for s in found if 5 <= len(s.split()) <= 30)
+    vocabulary = sorted({word for sentence in known for word in sentence})
+    chance, texts = random.Random(seed), []
+    for _ in range(count):
+        one, other = chance.sample(known, 2)
+        if chance.random() < 0.55:
+            half = chance.randrange(2, len(one))
+            made = one[:half] + other[chance.randrange(1, len(other) - 1) :]
+        else:
+            made = list(one)
+            for _ in range(chance.randrange(1, 2 + len(one) // 3)):
+                place = chance.randrange(len(made))
+                made[place] = chance.choice(vocabulary)
+        texts.append(" ".join(made))
+    return texts
+
+
+def _accepted(texts: Iterable[str], above: float = 0.7) -> list[str]:
+    """Keep each text that is not too like one kept before it.
+
+    >>> _accepted(["Name a fruit.", "Name a fruit!", "Sing."])
+    ['Name a fruit.', 'Sing.']
+    """
+    pool, kept = Pool(), []
+    for text in texts:
+        if not pool.near(text, above):
+            pool.add(text)
+            kept.append(text)
+    return kept
+
+
+def _bench(sizes: Sequence[int]) -> None:
+    """Print what the gate costs as the pool grows, and rouge_score beside."""
+    import time
+
+    texts = _grown(max(sizes))
+    cost = None
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        score = RougeScorer(["rougeL"]).score
+        pairs = list(zip(texts[:1000], texts[1:], strict=False))
+        start = time.process_time()
+        scores = [score(*pair)["rougeL"].fmeasure for pair in pairs]
+        cost = (time.process_time() - start) / len(pairs)
+        differing = sum(
+            rouge_l(*pair) != found
+            for pair, found in zip(pairs, scores, strict=True)
+        )
+        print(
+            f"rouge_score: {cost * 1e6:.0f} us a pair; of {len(pairs):,} "
+            f"pairs {differing} scores differ from ours"
+        )
+    except ModuleNotFoundError:
+        print("rouge_score is not installed: no column beside ours")
+    print("texts   accepted  CPU-s   us a text  ns a pair  times rouge_score")
+    for size in sizes:
+        start = time.process_time()
+        kept = len(_accepted(texts[:size]))
+        spent = time.process_time() - start
+        # a text meets what was accepted before it
+        pairs = size * kept / 2
+        times = f"{cost * pairs / spent:,.0f}" if cost else ""
+        print(
+            f"{size:<7,} {kept:<9,} {spent:<7.2f} {spent / size * 1e6:<10.0f} "
+            f"{spent / pairs * 1e9:<10.1f} {times}"
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["bench"] or not all(
+        word.isdigit() and int(word) >= 1000 for word in sys.argv[2:]
+    ):
+        sys.exit(
+            "usage: python -m instructft.similarity bench [1000 5000 ...]"
+        )
+    _bench([*map(int, sys.argv[2:])] or [1000, 5000, 20_000, 52_000])

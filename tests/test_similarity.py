@@ -1,6 +1,8 @@
 """ROUGE-L to the last bit, and a pool that never decides otherwise."""
 
 import json
+import subprocess
+import sys
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructft import similarity
 from instructft.similarity import Pool, groups, rouge_l, words
 
 RUN = Path(__file__).parents[2] / "shared/parity/self_instruct_run"
@@ -146,3 +149,35 @@ def test_a_published_run_has_the_same_scores():
         assert max(every) <= 0.7
         pool.append(text)
     assert (len(seeds), len(made)) == (175, 54)
+
+
+def test_the_bench_keeps_what_the_plain_loop_keeps():
+    texts = similarity._grown(400)
+    kept = []
+    for text in texts:
+        if all(rouge_l(text, other) <= 0.7 for other in kept):
+            kept.append(text)
+    assert similarity._accepted(texts) == kept
+    assert 300 < len(kept) < 400  # some are near-duplicates
+
+
+@pytest.mark.parametrize("words", [["1000"], ["no"], ["bench", "5"]])
+def test_the_command_says_how(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "instructft.similarity", *words],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode and "usage: " in done.stderr
+
+
+def test_the_bench_prints_a_table():
+    done = subprocess.run(
+        [sys.executable, "-m", "instructft.similarity", "bench", "1000"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, head, line = done.stdout.splitlines()
+    assert head.split()[:3] == ["texts", "accepted", "CPU-s"]
+    assert line.split()[0] == "1,000" and 800 < int(line.split()[1]) < 1000
