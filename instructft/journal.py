@@ -41,6 +41,27 @@ def _json(value, **how) -> bytes:
     return json.dumps(value, separators=(",", ":"), **how).encode("ascii")
 
 
+def recorded(path: str | Path) -> dict[str, dict]:
+    """Return a journal's final results by request id; reads only.
+
+    Raises JournalError for a line that is not whole, FileNotFoundError
+    where there is no such file.
+    """
+    intents, results = {}, {}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            event = _event(line)
+            if event is None:
+                raise JournalError(
+                    f"{path}:{number}: not a whole line: put back a copy"
+                )
+            if event["event"] == "intent":
+                intents[event["ticket"]] = event["id"]
+            elif event["final"]:
+                results[intents[event["ticket"]]] = _public(event)
+    return results
+
+
 class Journal:
     """The events of one file; opened by one process at a time.
 
@@ -195,8 +216,7 @@ class Journal:
         known = event["cost"] is not None
         self.paid += Decimal(event["cost"]) if known else most
         self.unpriced += not known and intent["most"] is None
-        kept = ("state", "reply", "usage", "cost")
-        result = {name: event[name] for name in kept}
+        result = _public(event)
         if event["final"]:
             self._results[intent["id"]] = result
         return result
@@ -290,6 +310,10 @@ class Journal:
             os.lseek(self._file, self._size, os.SEEK_SET)
             raise
         self._size += len(data)
+
+
+def _public(event: dict) -> dict:
+    return {name: event[name] for name in ("state", "reply", "usage", "cost")}
 
 
 def _event(line: bytes) -> dict | None:

@@ -1,0 +1,443 @@
+"""Ask a language model: any OpenAI-compatible endpoint, or recorded replies.
+
+The client's own retries are off: here every try stands in the journal
+first, with the most it may cost. A key is read from the environment or
+given; it reaches no file, no message and no output.
+"""
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from instructft.journal import Journal, OverBudget, recorded, request_id
+
+ADDED = 256  # tokens that an endpoint's template may put around a prompt
+LONGEST_WAIT = 120  # seconds; an endpoint that asks for more stops the run
+AGAIN = {408, 409, 429, 500, 502, 503, 504, 529}  # worth another try
+FATAL = {401, 403, 404}  # no other row will fare better
+
+
+class Reply(NamedTuple):
+    """What came of one request."""
+
+    text: str
+    state: str  # ok, length, refused, filtered, empty, malformed or failed
+    reason: str  # why it is not ok
+    usage: dict | None  # tokens: prompt_tokens, completion_tokens
+    cost: Decimal | None  # dollars; None if nobody knows
+
+
+class Stopped(RuntimeError):
+    """The run ended early; `replies` holds what came, None for the rest."""
+
+    def __init__(self, why: str, replies: list[Reply | None]):
+        self.replies = replies
+        done = sum(reply is not None for reply in replies)
+        super().__init__(
+            f"stopped after {done:,} of {len(replies):,} replies: {why}; what "
+            "came is in the journal, and the same call goes on from there"
+        )
+
+
+class NotRecorded(KeyError):
+    """No reply to this request was recorded."""
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class Recorded:
+    """Replies of an earlier run, from its journal: no endpoint, no cost.
+
+    Raises NotRecorded, with the prompt and the remedy, for any request that
+    is not there word for word.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._results = recorded(path)
+
+    def ask(self, requests: Sequence[dict]) -> list[Reply]:
+        """Return the replies to n requests, in order."""
+        return [self._reply(request) for request in requests]
+
+    def _reply(self, request: dict) -> Reply:
+        result = self._results.get(request_id(request))
+        if result is None:
+            last = request.get("messages", [{}])[-1].get("content", "")
+            raise NotRecorded(
+                f"no reply is recorded in {self.path} for this request (model "
+                f"{request.get('model')!r}): {last[:200]!r}. Ask a Teacher "
+                "with that file as its journal to record one"
+            )
+        return _reply(result)
+
+
+class Teacher:
+    """An endpoint, asked for many replies at once, through a journal.
+
+    `base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY.
+    `price` is in dollars for a million tokens, (prompt, completion); None
+    if unknown, and then no budget can be kept. At most `at_once` requests
+    are under way, and at most `per_minute` are sent in a minute.
+
+    `dropped` says, after a run, which parameters an endpoint refused and
+    what was sent instead; `failures` counts tries by reason.
+    """
+
+    def __init__(
+        self,
+        journal: str | Path,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        price: tuple[float, float] | None = None,
+        budget: float | None = None,
+        at_once: int = 4,
+        per_minute: float | None = None,
+        tries: int = 6,
+        timeout: float = 120,
+    ):
+        self.journal = Path(journal)
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        self._key = api_key or os.environ.get("OPENAI_API_KEY") or ""
+        self.price = price and tuple(Decimal(str(each)) for each in price)
+        self.budget, self.at_once, self.tries = budget, at_once, tries
+        self.timeout = timeout
+        self._apart = 60 / per_minute if per_minute else 0.0
+        self.dropped: dict[str, str] = {}
+        self.failures: dict[str, int] = {}
+
+    def ask(
+        self, requests: Sequence[dict], progress: bool = False
+    ) -> list[Reply]:
+        """Return the replies to n requests, in order.
+
+        A request is what `client.chat.completions.create` takes: {"model":
+        ..., "messages": [...], "max_tokens": ..., ...}. Those that the
+        journal answers are not sent again. A row that fails is a Reply
+        that says why. Raises Stopped for what no row would survive: the
+        budget, a wrong key, an unknown model, a full disk.
+        """
+        run = _Run(self, list(requests))
+        worker = threading.Thread(target=run.work, daemon=True)
+        worker.start()  # a notebook's own event loop is busy with the cell
+        try:
+            for _ in run.watched(worker, progress):
+                pass
+        except KeyboardInterrupt:
+            run.stop("interrupted")  # what is under way is still recorded
+            worker.join(self.timeout)
+            raise
+        if run.error is not None:
+            raise run.error
+        if run.why:
+            raise Stopped(run.why, run.replies)
+        return run.replies
+
+    def most(self, request: dict) -> Decimal | None:
+        """Return the most that a request may cost, in dollars.
+
+        A token is a byte or more, so the bytes of its text, and `ADDED` for
+        what the endpoint puts around it, bound the prompt; `max_tokens` bounds the reply, `n` times. None if the price
+        is unknown; raises ValueError if the reply has no bound.
+        """
+        if self.price is None:
+            return None
+        limit = request.get("max_completion_tokens", request.get("max_tokens"))
+        if limit is None and self.price[1]:
+            raise ValueError(
+                "a request without max_tokens has no bound on its cost: set "
+                "it, or give no price"
+            )
+        size = ADDED + sum(
+            # names of roles and marks between messages: 16 tokens is ample
+            len(str(message.get("content", "")).encode("utf-8", "replace"))
+            + 16
+            for message in request.get("messages", [])
+        )
+        size += len(str(request.get("response_format", "")))
+        size += len(str(request.get("tools", "")))
+        tokens = (size, (limit or 0) * request.get("n", 1))
+        pairs = zip(tokens, self.price, strict=True)
+        return sum((n * each for n, each in pairs), Decimal(0)) / 1_000_000
+
+    def cost(self, usage: dict | None) -> Decimal | None:
+        """Return what a reply cost, in dollars; None if nobody knows."""
+        if self.price is None or not usage:
+            return None
+        names = ("prompt_tokens", "completion_tokens")
+        if not all(isinstance(usage.get(name), int) for name in names):
+            return None
+        pairs = zip((usage[name] for name in names), self.price, strict=True)
+        return sum((n * each for n, each in pairs), Decimal(0)) / 1_000_000
+
+    def scrubbed(self, text: object) -> str:
+        """Return a message without the key, and not too long."""
+        said = str(text)
+        if self._key:
+            said = said.replace(self._key, "[key]")
+        return said if len(said) <= 300 else said[:297] + "..."
+
+
+class _Run:
+    """One call of `Teacher.ask`, in a thread and an event loop of its own."""
+
+    def __init__(self, teacher: Teacher, requests: list[dict]):
+        self.teacher, self.requests = teacher, requests
+        self.replies: list[Reply | None] = [None] * len(requests)
+        self.why, self.error = "", None
+        self.done = self.tokens = 0
+        self.paid = Decimal(0)
+        self._next_start = 0.0
+
+    def stop(self, why: str) -> None:
+        self.why = self.why or why
+
+    def work(self) -> None:
+        try:
+            asyncio.run(self._all())
+        except Exception as error:  # raised again where `ask` was called
+            self.error = error
+
+    def watched(self, worker, progress: bool) -> Iterator[None]:
+        """Show how far the run is until it ends."""
+        from tqdm.auto import tqdm
+
+        with tqdm(total=len(self.requests), disable=not progress) as bar:
+            while worker.is_alive():
+                worker.join(0.1)
+                bar.update(self.done - bar.n)
+                bar.set_postfix_str(
+                    f"{self.tokens:,} tokens, ${self.paid:.4f}", refresh=False
+                )
+                yield
+            bar.update(self.done - bar.n)
+
+    async def _all(self) -> None:
+        from openai import AsyncOpenAI
+
+        teacher = self.teacher
+        waiting = iter(enumerate(self.requests))
+        with Journal(teacher.journal, teacher.budget) as book:
+            self.paid = book.paid
+            client = AsyncOpenAI(
+                base_url=teacher.base_url,
+                api_key=teacher._key or "none",
+                max_retries=0,
+                timeout=teacher.timeout,
+            )
+            async with client:
+                workers = [
+                    self._worker(client, book, waiting)
+                    for _ in range(min(teacher.at_once, len(self.requests)))
+                ]
+                await asyncio.gather(*workers)
+            await book.settle()
+
+    async def _worker(self, client, book: Journal, waiting) -> None:
+        for place, request in waiting:
+            if self.why:
+                return
+            try:
+                result = await self._row(client, book, request)
+            except OverBudget as error:
+                return self.stop(str(error))
+            except OSError as error:  # the disk, not the network
+                return self.stop(str(error))
+            if result is None:
+                return None
+            reply = _reply(result)
+            self.replies[place] = reply
+            self.done += 1
+            self.paid = book.paid
+            self.tokens += (reply.usage or {}).get("total_tokens") or 0
+        return None
+
+    async def _row(self, client, book: Journal, request: dict) -> dict | None:
+        """Return a request's result: the journal's, or a new one."""
+        if (found := book.result(request)) is not None:
+            return found
+        most = self.teacher.most(request)
+        for left in reversed(range(self.teacher.tries)):
+            await self._turn()
+            if self.why:
+                return None
+            ticket = await book.intend(request, most)
+            came = await self._once(client, request)
+            if came.state != "ok":
+                counts = self.teacher.failures
+                name = came.reason.split(":")[0] or came.state
+                counts[name] = counts.get(name, 0) + 1
+            last = not came.again or not left
+            result = await book.record(
+                ticket,
+                came.state,
+                {"text": came.text, "reason": came.reason},
+                came.usage,
+                came.cost,
+                # what failed is asked again by the next call
+                last and came.state != "failed",
+            )
+            if came.stops:
+                self.stop(came.reason)
+                return None
+            if last:
+                return result
+            tried = self.teacher.tries - left
+            pause = min(30, 0.5 * 2 ** (tried - 1)) * (1 + random.random())
+            await asyncio.sleep(max(came.wait, 0 if came.now else pause))
+        return None
+
+    async def _turn(self) -> None:
+        """Wait until another request may start."""
+        if self.teacher._apart:
+            now = time.monotonic()
+            start = max(now, self._next_start)
+            self._next_start = start + self.teacher._apart
+            await asyncio.sleep(start - now)
+
+    async def _once(self, client, request: dict) -> "_Came":
+        """Send a request once, and say what came."""
+        import openai
+
+        sent = self._negotiated(request)
+        try:
+            response = await client.chat.completions.with_raw_response.create(
+                **sent
+            )
+            body = response.http_response.json()
+        except openai.APIStatusError as error:
+            return self._refused(error, request)
+        except openai.APITimeoutError:
+            return _Came("failed", "timeout: no reply in time", again=True)
+        except openai.APIConnectionError as error:
+            why = self.teacher.scrubbed(error.__cause__ or error)
+            return _Came("failed", f"connection: {why}", again=True)
+        except ValueError as error:  # not JSON
+            why = self.teacher.scrubbed(error)
+            return _Came("malformed", f"not JSON: {why}", again=True)
+        except TypeError as error:  # a parameter that the client has not
+            why = self.teacher.scrubbed(error)
+            return _Came("failed", f"request: {why}", cost=Decimal(0))
+        return self._read(body)
+
+    def _refused(self, error, request: dict) -> "_Came":
+        """Say what an HTTP status asks for."""
+        status, why = error.status_code, self.teacher.scrubbed(error)
+        free = Decimal(0)  # an endpoint that refuses charges nothing
+        if status in FATAL or error.code == "insufficient_quota":
+            return _Came("failed", f"{status}: {why}", stops=True, cost=free)
+        if status == 400 and self._give_way(error, request):
+            return _Came(
+                "failed", f"400: {why}", again=True, now=True, cost=free
+            )
+        if status not in AGAIN:
+            return _Came("failed", f"{status}: {why}", cost=free)
+        wait = _retry_after(error.response.headers)
+        if wait > LONGEST_WAIT:
+            until = time.strftime("%H:%M", time.localtime(time.time() + wait))
+            why = f"the endpoint asks to wait until {until} ({wait:.0f} s)"
+            return _Came("failed", f"{status}: {why}", stops=True, cost=free)
+        # after a 500 or a timeout nobody knows whether it was charged
+        cost = free if status == 429 else None
+        return _Came(
+            "failed", f"{status}: {why}", again=True, wait=wait, cost=cost
+        )
+
+    def _negotiated(self, request: dict) -> dict:
+        """Leave out, or rename, what this model's endpoint refused."""
+        sent = dict(request)
+        for name in list(sent):
+            if f"{request['model']}: {name}" in self.teacher.dropped:
+                value = sent.pop(name)
+                if name == "max_tokens":
+                    sent["max_completion_tokens"] = value
+        return sent
+
+    def _give_way(self, error, request: dict) -> bool:
+        """Note a parameter that the endpoint refuses; say if one was new."""
+        text = str(error)
+        name = error.param if error.param in request else None
+        if name is None and "max_completion_tokens" in text:
+            name = "max_tokens"
+        refused = error.code in ("unsupported_parameter", "unsupported_value")
+        key = f"{request['model']}: {name}"
+        if name not in request or key in self.teacher.dropped:
+            return False
+        if name == "max_tokens" and "max_completion_tokens" in text:
+            self.teacher.dropped[key] = "sent as max_completion_tokens"
+            return True
+        if refused and name not in ("model", "messages"):
+            self.teacher.dropped[key] = "left out"
+            return True
+        return False
+
+    def _read(self, body) -> "_Came":
+        """Say what a reply with status 200 holds."""
+        if not isinstance(body, dict) or not body.get("choices"):
+            why = self.teacher.scrubbed(body)
+            return _Came("malformed", f"no choices: {why}", again=True)
+        usage = body.get("usage")
+        usage = usage if isinstance(usage, dict) else None
+        found = {"usage": usage, "cost": self.teacher.cost(usage)}
+        choice = body["choices"][0]
+        message = choice.get("message") or {}
+        text, reason = (
+            message.get("content") or "",
+            choice.get("finish_reason"),
+        )
+        if message.get("refusal"):
+            return _Came("refused", message["refusal"], text, **found)
+        if reason == "content_filter":
+            return _Came("filtered", "the endpoint's filter", text, **found)
+        if reason == "length":
+            why = "cut off at max_tokens"
+            return _Came("length", why, text, **found)
+        if not text.strip() and not message.get("tool_calls"):
+            return _Came("empty", "no text", text, **found)
+        return _Came("ok", "", text, **found)
+
+
+class _Came(NamedTuple):
+    """What came of one try, and what to do next."""
+
+    state: str
+    reason: str
+    text: str = ""
+    usage: dict | None = None
+    cost: Decimal | None = None
+    again: bool = False
+    now: bool = False  # again, without a pause
+    stops: bool = False
+    wait: float = 0.0
+
+
+def _reply(result: dict) -> Reply:
+    cost = result["cost"]
+    return Reply(
+        result["reply"]["text"],
+        result["state"],
+        result["reply"]["reason"],
+        result["usage"],
+        None if cost is None else Decimal(cost),
+    )
+
+
+def _retry_after(headers) -> float:
+    """Return the seconds that a Retry-After header asks for; 0 if none."""
+    said = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0

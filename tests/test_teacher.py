@@ -1,0 +1,388 @@
+"""The teacher against a server that misbehaves in every known way."""
+
+import json
+import threading
+import time
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from instructft import teacher as module
+from instructft.journal import JournalError
+from instructft.teacher import NotRecorded, Recorded, Stopped, Teacher
+
+KEY = "sk-canary-4711"
+USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+
+
+def ask(text="hello", **more):
+    return {
+        "model": "m",
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 20,
+        **more,
+    }
+
+
+def body(text="fine", reason="stop", usage=USAGE, **message):
+    choice = {
+        "index": 0,
+        "finish_reason": reason,
+        "message": {"role": "assistant", "content": text, **message},
+    }
+    return 200, {"id": "x", "choices": [choice], "usage": usage}
+
+
+def error(status, code=None, message="no", param=None):
+    return status, {
+        "error": {"message": message, "code": code, "param": param}
+    }
+
+
+@pytest.fixture
+def server():
+    """An endpoint: `.answer(request, count)` gives (status, body, headers)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            size = int(self.headers["content-length"])
+            request = json.loads(self.rfile.read(size))
+            with made.lock:
+                made.got.append((time.monotonic(), request))
+                made.keys.add(self.headers["authorization"])
+                count = len(made.got)
+                made.under_way += 1
+                made.most = max(made.most, made.under_way)
+            try:
+                found = made.answer(request, count)
+            finally:
+                with made.lock:
+                    made.under_way -= 1
+            if found is None:  # hang up
+                self.close_connection = True
+                self.connection.close()
+                return
+            status, content, *headers = found
+            data = content if isinstance(content, bytes) else None
+            data = json.dumps(content).encode() if data is None else data
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            for name, value in headers[0].items() if headers else ():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *words):
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.daemon_threads = True
+    made.lock, made.got, made.keys = threading.Lock(), [], set()
+    made.under_way = made.most = 0
+    made.answer = lambda request, count: body(
+        request["messages"][0]["content"]
+    )
+    made.url = f"http://127.0.0.1:{made.server_port}/v1"
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture
+def make(server, tmp_path, monkeypatch):
+    """Return a maker of teachers of that endpoint, with no long pauses."""
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(module.random, "random", lambda: -0.99)
+
+    def make(**more):
+        given = {"base_url": server.url, "api_key": KEY} | more
+        return Teacher(tmp_path / "journal.jsonl", **given)
+
+    return make
+
+
+def asks(count):
+    return [ask(f"number {i}") for i in range(count)]
+
+
+# --- the plain way ----------------------------------------------------------
+
+
+def test_replies_come_in_order_and_once(server, make):
+    def slow(request, count):
+        time.sleep(0.02 * (count % 3))
+        return body(request["messages"][0]["content"])
+
+    server.answer = slow
+    teacher = make(at_once=3, price=(1, 2))
+    replies = teacher.ask(asks(10))
+    assert [reply.text for reply in replies] == [
+        f"number {i}" for i in range(10)
+    ]
+    assert {reply.state for reply in replies} == {"ok"}
+    assert replies[0].usage == USAGE
+    assert replies[0].cost == Decimal("0.00002")  # (10 * 1 + 5 * 2) / 1e6
+    assert server.most == 3
+    assert server.keys == {f"Bearer {KEY}"}
+    # nothing is asked, or paid, twice
+    assert make(price=(1, 2)).ask(asks(11)[::-1])[1:] == replies[::-1]
+    assert len(server.got) == 11
+
+
+def test_recorded_replies_are_those_of_the_run(make, tmp_path):
+    live = make(price=(1, 2)).ask(asks(3))
+    book = Recorded(tmp_path / "journal.jsonl")
+    assert book.ask(asks(3)) == live
+    for other in (ask("number 3"), ask("number 1", temperature=0)):
+        with pytest.raises(NotRecorded, match="number .*as its journal"):
+            book.ask([other])
+    with pytest.raises(FileNotFoundError):
+        Recorded(tmp_path / "none.jsonl")
+    with open(tmp_path / "journal.jsonl", "ab") as file:
+        file.write(b"torn")
+    with pytest.raises(JournalError, match="journal.jsonl:7"):
+        Recorded(tmp_path / "journal.jsonl")
+
+
+def test_no_requests(make, server):
+    assert make().ask([]) == [] and not server.got
+
+
+def test_within_an_event_loop(make):
+    import asyncio
+
+    async def cell():  # as in a notebook
+        return make().ask(asks(2))
+
+    assert len(asyncio.run(cell())) == 2
+
+
+def test_starts_are_spread_over_a_minute(make, server):
+    make(per_minute=600, at_once=8).ask(asks(5))
+    starts = [start for start, _ in server.got]
+    assert 0.3 < starts[-1] - starts[0] < 2
+
+
+# --- what looks like success ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "calls"),
+    [
+        (body("cut", "length"), "length", 1),
+        (body("", "stop"), "empty", 1),
+        (body(None, "stop"), "empty", 1),
+        (body(" \n", "stop"), "empty", 1),
+        (body("", "stop", refusal="I will not"), "refused", 1),
+        (body("", "content_filter"), "filtered", 1),
+        ((200, {"choices": []}), "malformed", 3),
+        ((200, {"error": {"message": "busy"}}), "malformed", 3),
+        ((200, b"<html>"), "malformed", 3),
+        ((200, b'"text"'), "malformed", 3),
+        ((200, b""), "malformed", 3),
+    ],
+)
+def test_states(server, make, found, state, calls):
+    server.answer = lambda request, count: found
+    [reply] = make(tries=3).ask([ask()])
+    assert reply.state == state and reply.reason
+    assert len(server.got) == calls
+    # it was paid: it is kept, and not asked again
+    assert make(tries=3).ask([ask()]) == [reply]
+    assert len(server.got) == calls
+
+
+def test_a_reply_without_usage_has_no_known_cost(server, make):
+    server.answer = lambda request, count: body(usage=None)
+    teacher = make(price=(1, 1), budget=1)
+    [reply] = teacher.ask([ask()])
+    assert reply.cost is None and reply.usage is None
+
+
+# --- what fails -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        error(429),
+        error(500),
+        error(503),
+        error(408),
+        None,
+        (429, error(429)[1], {"retry-after": "0.05"}),
+        (200, b"{"),
+    ],
+)
+def test_tried_again(server, make, fault):
+    server.answer = lambda request, count: fault if count < 3 else body()
+    teacher = make()
+    [reply] = teacher.ask([ask()])
+    assert reply.state == "ok" and len(server.got) == 3
+    assert sum(teacher.failures.values()) == 2
+    if fault and len(fault) == 3:
+        assert server.got[1][0] - server.got[0][0] >= 0.05
+
+
+def test_one_rows_failure_costs_no_other(server, make):
+    def answer(request, count):
+        odd = request["messages"][0]["content"] in ("number 1", "number 4")
+        return error(400, message="bad row") if odd else body()
+
+    server.answer = answer
+    replies = make().ask(asks(6))
+    states = [reply.state for reply in replies]
+    assert states == ["ok", "failed", "ok", "ok", "failed", "ok"]
+    assert "bad row" in replies[1].reason and len(server.got) == 6
+    server.answer = lambda request, count: body()
+    # failures are asked again by the next call, the others are not
+    assert {r.state for r in make().ask(asks(6))} == {"ok"}
+    assert len(server.got) == 8
+
+
+def test_a_row_that_fails_each_time_says_so(server, make):
+    server.answer = lambda request, count: error(500, message="broken")
+    [reply] = make(tries=3).ask([ask()])
+    assert reply.state == "failed" and "broken" in reply.reason
+    assert len(server.got) == 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        error(401),
+        error(403),
+        error(404, "model_not_found"),
+        error(429, "insufficient_quota"),
+        (429, error(429)[1], {"retry-after": "7200"}),
+    ],
+)
+def test_what_stops_the_run(server, make, fault):
+    server.answer = lambda request, count: body() if count < 3 else fault
+    with pytest.raises(Stopped) as stopped:
+        make(at_once=1).ask(asks(9))
+    assert len(server.got) == 3  # no call after it
+    replies = stopped.value.replies
+    assert [reply.text for reply in replies[:2]] == ["fine"] * 2
+    assert replies[2:] == [None] * 7
+    assert "2 of 9" in str(stopped.value)
+    if len(fault) == 3:
+        assert "asks to wait until" in str(stopped.value)
+    server.answer = lambda request, count: body()
+    assert len(make().ask(asks(9))) == 9 and len(server.got) == 10
+
+
+def test_no_server(make):
+    teacher = make(base_url="http://127.0.0.1:9/v1", tries=2)
+    [reply] = teacher.ask([ask()])
+    assert reply.state == "failed" and reply.reason.startswith("connection")
+
+
+def test_too_slow(server, make):
+    server.answer = lambda request, count: time.sleep(0.5) or body()
+    [reply] = make(timeout=0.1, tries=1).ask([ask()])
+    assert reply.state == "failed" and reply.reason.startswith("timeout")
+
+
+def test_an_unknown_parameter_is_named(make, server):
+    [reply] = make().ask([ask(temprature=1)])
+    assert reply.state == "failed" and "temprature" in reply.reason
+    assert not server.got
+
+
+# --- what an endpoint will not take -----------------------------------------
+
+
+def test_parameters_are_negotiated_and_named(server, make):
+    def picky(request, count):
+        if "max_tokens" in request:
+            return error(
+                400,
+                "unsupported_parameter",
+                "'max_tokens' is not supported: use 'max_completion_tokens'",
+                "max_tokens",
+            )
+        if "temperature" in request:
+            return error(400, "unsupported_value", "only 1", "temperature")
+        return body()
+
+    server.answer = picky
+    teacher = make(at_once=1)
+    replies = teacher.ask([ask(f"{i}", temperature=0) for i in range(3)])
+    assert {reply.state for reply in replies} == {"ok"}
+    assert len(server.got) == 5  # two refusals, then three replies
+    assert server.got[-1][1]["max_completion_tokens"] == 20
+    assert teacher.dropped == {
+        "m: max_tokens": "sent as max_completion_tokens",
+        "m: temperature": "left out",
+    }
+
+
+# --- money and keys ---------------------------------------------------------
+
+
+def test_the_budget_stops_before_it_is_exceeded(server, make):
+    one = make(price=(1, 1)).most(ask("number 0"))
+    teacher = make(price=(1, 1), budget=float(one * 2), at_once=1)
+    with pytest.raises(Stopped, match="budget"):
+        teacher.ask(asks(9))
+    # real costs are below the bound, so that more than two fit
+    assert 2 <= len(server.got) < 9
+    assert len(server.got) * Decimal("0.000015") <= one * 2
+
+
+def test_a_budget_wants_a_price_and_a_bound(make, server):
+    with pytest.raises(Stopped, match="not known"):
+        make(budget=1).ask([ask()])
+    request = ask()
+    del request["max_tokens"]
+    with pytest.raises(ValueError, match="max_tokens"):
+        make(price=(1, 1), budget=1).ask([request])
+    assert not server.got
+
+
+@pytest.mark.parametrize("text", ["a", "ü" * 50, "\U0001f600" * 9, ""])
+def test_the_bound_is_never_below_a_tokenizers_count(make, text, tokenizer):
+    teacher = make(price=(1_000_000, 0))
+    count = len(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True
+        )["input_ids"]
+    )
+    assert teacher.most(ask(text)) >= count  # it adds a system message
+
+
+def test_the_key_is_nowhere(server, make, tmp_path, capfd):
+    server.answer = lambda request, count: error(
+        401, "invalid_api_key", f"wrong key: {KEY}"
+    )
+    teacher = make()
+    with pytest.raises(Stopped) as stopped:
+        teacher.ask([ask()], progress=True)
+    seen = f"{stopped.value!s} {stopped.value!r} {teacher!r}"
+    seen += "".join(capfd.readouterr())
+    for path in tmp_path.iterdir():
+        seen += path.read_text("utf-8", "replace")
+    import traceback
+
+    seen += "".join(traceback.format_exception(stopped.value))
+    assert KEY not in seen and "[key]" in seen
+
+
+def test_a_full_disk_stops_the_run(make, monkeypatch):
+    import errno
+
+    from instructft import journal
+
+    def full(file, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal.os, "write", full)
+    with pytest.raises(Stopped, match="make room"):
+        make().ask(asks(3))
