@@ -145,8 +145,9 @@ class Teacher:
         """Return the most that a request may cost, in dollars.
 
         A token is a byte or more, so the bytes of its text, and `ADDED` for
-        what the endpoint puts around it, bound the prompt; `max_tokens` bounds the reply, `n` times. None if the price
-        is unknown; raises ValueError if the reply has no bound.
+        what the endpoint puts around it, bound the prompt; `max_tokens`
+        bounds the reply, `n` times. None if the price is unknown; raises
+        ValueError if the reply has no bound.
         """
         if self.price is None:
             return None
