@@ -172,7 +172,7 @@ class Journal:
         self,
         ticket: int,
         state: str,
-        reply=None,
+        reply: object = None,
         usage: dict | None = None,
         cost: Decimal | float | None = None,
         final: bool = True,

@@ -8,9 +8,11 @@ given; it reaches no file, no message and no output.
 import asyncio
 import os
 import random
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import NamedTuple
 from instructft.journal import Journal, OverBudget, recorded, request_id
 
 ADDED = 256  # tokens that an endpoint's template may put around a prompt
+LOCAL = "SmolLM2-135M-Instruct"  # the embedded model, as `local` names it
 LONGEST_WAIT = 120  # seconds; an endpoint that asks for more stops the run
 AGAIN = {408, 409, 429, 500, 502, 503, 504, 529}  # worth another try
 FATAL = {401, 403, 404}  # no other row will fare better
@@ -185,6 +188,49 @@ class Teacher:
         if self._key:
             said = said.replace(self._key, "[key]")
         return said if len(said) <= 300 else said[:297] + "..."
+
+
+@contextmanager
+def local(
+    slots: int = 8, context: int = 2048, threads: int = 2
+) -> Iterator[tuple[str, str]]:
+    """Serve the embedded model on this machine: (base_url, key).
+
+    llama.cpp's own server, inside this process, by the package xllamacpp;
+    it listens on 127.0.0.1 only. `slots` requests are answered at once,
+    each of at most `context` tokens with its reply. Seeded replies are the
+    same alone and side by side.
+
+    >>> with local() as (base_url, key):  # doctest: +SKIP
+    ...     Teacher("replies.jsonl", base_url, key).ask(requests)
+
+    Raises ModuleNotFoundError where there is no wheel of xllamacpp.
+    """
+    try:
+        import xllamacpp
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "xllamacpp is not installed: run `python -m pip install -r "
+            "requirements.txt`, or give another endpoint's base_url"
+        ) from None
+    from instructft.models import gguf_file
+
+    key = secrets.token_hex(16)
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(gguf_file())
+    settings.model_alias = {LOCAL}
+    settings.hostnames = ["127.0.0.1"]
+    settings.api_keys = [key]
+    settings.n_parallel = slots
+    settings.n_ctx = slots * context
+    settings.cpuparams.n_threads = threads
+    settings.warmup = False
+    settings.verbosity = -1
+    server = xllamacpp.Server(settings)
+    try:
+        yield f"{server.listening_address}/v1", key
+    finally:
+        del server
 
 
 class _Run:

@@ -24,8 +24,8 @@ SMALL = {
     "00": {},
     "01": {},
     "02a": {
-        "TASKS": ["sentiment", "intent"],
-        "TEMPLATES": 5,
+        "TAUGHT": ["sentiment", "intent"],
+        "WORDINGS": 5,
         "TRAIN_ROWS": 12,
         "HELD_OUT_ROWS": 6,
     },

@@ -30,8 +30,8 @@ LOCK = ROOT / ".ci" / "requirements.lock"
 
 # The way of the data: a module imports only from those before it
 ORDER = """
-    instance machine similarity sources sandbox templates models teacher
-    journal self_instruct instruct_wild conversations formatting masking
+    instance machine similarity sources sandbox templates models journal
+    teacher self_instruct instruct_wild conversations formatting masking
     preflight memory evaluate cards show checks report course __main__
 """.split()
 HEAVY = {

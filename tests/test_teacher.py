@@ -10,7 +10,14 @@ import pytest
 
 from instructft import teacher as module
 from instructft.journal import JournalError
-from instructft.teacher import NotRecorded, Recorded, Stopped, Teacher
+from instructft.teacher import (
+    LOCAL,
+    NotRecorded,
+    Recorded,
+    Stopped,
+    Teacher,
+    local,
+)
 
 KEY = "sk-canary-4711"
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
@@ -386,3 +393,29 @@ def test_a_full_disk_stops_the_run(make, monkeypatch):
     monkeypatch.setattr(journal.os, "write", full)
     with pytest.raises(Stopped, match="make room"):
         make().ask(asks(3))
+
+
+# --- on this machine --------------------------------------------------------
+
+
+def test_the_local_endpoint(tmp_path):
+    pytest.importorskip("xllamacpp")
+    questions = ["Name a fruit.", "Say hello.", "What is 2 + 2?", "Sing!"]
+    requests = [
+        ask(text, model=LOCAL, seed=1, temperature=0.7) for text in questions
+    ]
+    with local(slots=4, context=256) as (base_url, key):
+        assert base_url.startswith("http://127.0.0.1:")
+        together = Teacher(tmp_path / "a", base_url, key, (0, 0), budget=0)
+        replies = together.ask(requests)
+        one = Teacher(tmp_path / "b", base_url, key, at_once=1)
+        alone = one.ask(requests[::-1])[::-1]
+        with pytest.raises(Stopped, match="401"):
+            Teacher(tmp_path / "c", base_url, "another key").ask(requests)
+    assert {reply.state for reply in replies} <= {"ok", "length"}
+    assert [reply.text for reply in replies] == [r.text for r in alone]
+    assert all(reply.cost == 0 for reply in replies)
+    assert len({reply.text for reply in replies}) == 4
+    # it went away with its block
+    [reply] = Teacher(tmp_path / "d", base_url, key, tries=1).ask(requests[:1])
+    assert reply.state == "failed"
