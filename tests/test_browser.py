@@ -218,7 +218,9 @@ def test_the_form_of_01_by_keyboard_and_mouse(lab, page, tmp_path):
     boxes = page.locator(".jp-OutputArea .widget-textarea textarea")
     save = page.locator(".jp-OutputArea button.widget-button")
     boxes.first.scroll_into_view_if_needed()
-    assert boxes.count() == 3 and save.is_disabled()
+    assert boxes.count() == 3
+    off = "b => b.disabled"
+    page.wait_for_function(off, arg=save.element_handle())
     boxes.first.click()
     page.keyboard.type("Say it in Latin.")
     page.keyboard.press("Tab")
@@ -227,7 +229,7 @@ def test_the_form_of_01_by_keyboard_and_mouse(lab, page, tmp_path):
     page.keyboard.type("<b>peace</b>")
     shown = page.locator(".jp-OutputArea .widget-output")
     shown.get_by_text("output equals input").first.wait_for()
-    assert save.is_disabled()
+    page.wait_for_function(off, arg=save.element_handle())
     boxes.nth(2).fill("pax")
     shown.get_by_text("assistant").first.wait_for()
     assert shown.get_by_text("<b>peace</b>").count()  # text, not markup
@@ -241,7 +243,7 @@ def test_the_form_of_01_by_keyboard_and_mouse(lab, page, tmp_path):
     page.wait_for_function("b => !b.disabled", arg=save.element_handle())
     save.focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("b => b.disabled", arg=save.element_handle())
+    page.wait_for_function(off, arg=save.element_handle())
     rows = read_rows(tmp_path / "data/work/01/mine.jsonl")
     assert [row["output"] for row in rows] == ["pax", "bellum"]
     assert rows[0]["input"] == "<b>peace</b>"
