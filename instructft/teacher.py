@@ -6,15 +6,18 @@ given; it reaches no file, no message and no output.
 """
 
 import asyncio
+import inspect
 import os
 import random
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ from instructft.journal import Journal, OverBudget, recorded, request_id
 
 ADDED = 256  # tokens that an endpoint's template may put around a prompt
 LOCAL = "SmolLM2-135M-Instruct"  # the embedded model, as `local` names it
+SHARED = 8  # workers to a client: its pool looks at each connection each time
 LONGEST_WAIT = 120  # seconds; an endpoint that asks for more stops the run
 AGAIN = {408, 409, 429, 500, 502, 503, 504, 529}  # worth another try
 FATAL = {401, 403, 404}  # no other row will fare better
@@ -128,6 +132,8 @@ class Teacher:
         that says why. Raises Stopped for what no row would survive: the
         budget, a wrong key, an unknown model, a full disk.
         """
+        for request in requests:
+            self.most(request)  # what has no bound is refused before any
         run = _Run(self, list(requests))
         worker = threading.Thread(target=run.work, daemon=True)
         worker.start()  # a notebook's own event loop is busy with the cell
@@ -268,24 +274,36 @@ class _Run:
             bar.update(self.done - bar.n)
 
     async def _all(self) -> None:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         teacher = self.teacher
+        trusted = ssl.create_default_context()  # slow to make: one for all
         waiting = iter(enumerate(self.requests))
-        with Journal(teacher.journal, teacher.budget) as book:
-            self.paid = book.paid
-            client = AsyncOpenAI(
-                base_url=teacher.base_url,
-                api_key=teacher._key or "none",
-                max_retries=0,
-                timeout=teacher.timeout,
+        # some wait for the disk while all that may be under way are
+        workers = min(teacher.at_once * 9 // 8 + 1, len(self.requests))
+        self._slots = asyncio.Semaphore(teacher.at_once)
+        self._settled = asyncio.Event()
+        async with AsyncExitStack() as clients:
+            book = clients.enter_context(
+                Journal(teacher.journal, teacher.budget)
             )
-            async with client:
-                workers = [
-                    self._worker(client, book, waiting)
-                    for _ in range(min(teacher.at_once, len(self.requests)))
-                ]
-                await asyncio.gather(*workers)
+            self.paid = book.paid
+            tasks = []
+            for number in range(workers):
+                if number % SHARED == 0:
+                    client = await clients.enter_async_context(
+                        AsyncOpenAI(
+                            base_url=teacher.base_url,
+                            api_key=teacher._key or "none",
+                            max_retries=0,
+                            timeout=teacher.timeout,
+                            http_client=DefaultAsyncHttpxClient(
+                                verify=trusted
+                            ),
+                        )
+                    )
+                tasks.append(self._worker(client, book, waiting))
+            await asyncio.gather(*tasks)
             await book.settle()
 
     async def _worker(self, client, book: Journal, waiting) -> None:
@@ -294,10 +312,15 @@ class _Run:
                 return
             try:
                 result = await self._row(client, book, request)
-            except OverBudget as error:
-                return self.stop(str(error))
-            except OSError as error:  # the disk, not the network
-                return self.stop(str(error))
+            except (OverBudget, OSError) as error:  # the disk's, not the net's
+                self.stop(str(error))
+                self._settled.set()  # nobody shall wait for this one
+                return None
+            except Exception as error:  # ours: the others still come home
+                self.error = error
+                self.stop(type(error).__name__)
+                self._settled.set()
+                return None
             if result is None:
                 return None
             reply = _reply(result)
@@ -313,11 +336,18 @@ class _Run:
             return found
         most = self.teacher.most(request)
         for left in reversed(range(self.teacher.tries)):
-            await self._turn()
-            if self.why:
+            ticket = await self._intend(book, request, most)
+            if ticket is None:
                 return None
-            ticket = await book.intend(request, most)
-            came = await self._once(client, request)
+            async with self._slots:
+                await self._turn()
+                if self.why:  # it is not sent, and costs nothing
+                    free = Decimal(0)
+                    came = _Came("failed", self.why, stops=True, cost=free)
+                else:
+                    came = await self._once(client, request)
+                if came.stops:  # before the slot is another's
+                    self.stop(came.reason)
             if came.state != "ok":
                 counts = self.teacher.failures
                 name = came.reason.split(":")[0] or came.state
@@ -332,14 +362,29 @@ class _Run:
                 # what failed is asked again by the next call
                 last and came.state != "failed",
             )
+            self._settled.set()
             if came.stops:
-                self.stop(came.reason)
                 return None
             if last:
                 return result
             tried = self.teacher.tries - left
             pause = min(30, 0.5 * 2 ** (tried - 1)) * (1 + random.random())
             await asyncio.sleep(max(came.wait, 0 if came.now else pause))
+        return None
+
+    async def _intend(self, book: Journal, request, most) -> int | None:
+        """Reserve what a request may cost; None if the run has stopped.
+
+        Waits while those under way may yet cost less than was reserved.
+        """
+        while not self.why:
+            try:
+                return await book.intend(request, most)
+            except OverBudget:
+                if not book.reserved:
+                    raise
+                self._settled.clear()
+                await self._settled.wait()
         return None
 
     async def _turn(self) -> None:
@@ -352,14 +397,19 @@ class _Run:
 
     async def _once(self, client, request: dict) -> "_Came":
         """Send a request once, and say what came."""
+        import httpx2  # the openai client's own
         import openai
 
         sent = self._negotiated(request)
+        if unknown := sorted(request.keys() - _parameters()):
+            why = f"request: the client takes no {unknown}"
+            return _Came("failed", why, cost=Decimal(0))
         try:
-            response = await client.chat.completions.with_raw_response.create(
-                **sent
+            # `create` would walk through every field of request and reply
+            response = await client.post(
+                "/chat/completions", body=sent, cast_to=httpx2.Response
             )
-            body = response.http_response.json()
+            body = response.json()
         except openai.APIStatusError as error:
             return self._refused(error, request)
         except openai.APITimeoutError:
@@ -370,9 +420,6 @@ class _Run:
         except ValueError as error:  # not JSON
             why = self.teacher.scrubbed(error)
             return _Came("malformed", f"not JSON: {why}", again=True)
-        except TypeError as error:  # a parameter that the client has not
-            why = self.teacher.scrubbed(error)
-            return _Came("failed", f"request: {why}", cost=Decimal(0))
         return self._read(body)
 
     def _refused(self, error, request: dict) -> "_Came":
@@ -475,6 +522,14 @@ def _reply(result: dict) -> Reply:
         result["usage"],
         None if cost is None else Decimal(cost),
     )
+
+
+@cache
+def _parameters() -> frozenset[str]:
+    """Return the names that `client.chat.completions.create` takes."""
+    from openai.resources.chat.completions import AsyncCompletions
+
+    return frozenset(inspect.signature(AsyncCompletions.create).parameters)
 
 
 def _retry_after(headers) -> float:

@@ -344,6 +344,15 @@ def test_the_budget_stops_before_it_is_exceeded(server, make):
     assert len(server.got) * Decimal("0.000015") <= one
 
 
+def test_a_tight_budget_waits_for_what_is_under_way(server, make):
+    # reserved in full only two fit, but each costs a twentieth of that
+    one = make(price=(1, 1)).most(ask("number 0"))
+    teacher = make(price=(1, 1), budget=float(one) * 2.5, at_once=8)
+    replies = teacher.ask(asks(20))
+    assert {reply.state for reply in replies} == {"ok"}
+    assert 1 <= server.most <= 2
+
+
 def test_a_budget_wants_a_price_and_a_bound(make, server):
     with pytest.raises(Stopped, match="not known"):
         make(budget=1).ask([ask()])
@@ -393,6 +402,30 @@ def test_a_full_disk_stops_the_run(make, monkeypatch):
     monkeypatch.setattr(journal.os, "write", full)
     with pytest.raises(Stopped, match="make room"):
         make().ask(asks(3))
+
+
+def test_a_mistake_of_ours_loses_no_reply(server, make, monkeypatch):
+    def slow(request, count):
+        time.sleep(0.2 if count == 1 else 0)
+        return body()
+
+    server.answer = slow
+    read, mistakes = module._Run._read, []
+
+    def broken(self, found):
+        if not mistakes:
+            mistakes.append(found)
+            raise RuntimeError("a mistake")
+        return read(self, found)
+
+    monkeypatch.setattr(module._Run, "_read", broken)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        make(at_once=2).ask(asks(2))
+    assert len(server.got) == 2
+    # the slow one came home: only the other is asked again
+    again = make().ask(asks(2))
+    assert {reply.state for reply in again} == {"ok"}
+    assert len(server.got) == 3
 
 
 # --- on this machine --------------------------------------------------------
