@@ -279,9 +279,11 @@ class _Run:
         teacher = self.teacher
         trusted = ssl.create_default_context()  # slow to make: one for all
         waiting = iter(enumerate(self.requests))
-        # some wait for the disk while all that may be under way are
-        workers = min(teacher.at_once * 9 // 8 + 1, len(self.requests))
+        # rows that pause before another try leave their place to others
+        workers = min(teacher.at_once * 2, len(self.requests))
         self._slots = asyncio.Semaphore(teacher.at_once)
+        # some wait for the disk while all that may be under way are
+        self._ahead = asyncio.Semaphore(teacher.at_once * 9 // 8 + 1)
         self._settled = asyncio.Event()
         async with AsyncExitStack() as clients:
             book = clients.enter_context(
@@ -336,18 +338,12 @@ class _Run:
             return found
         most = self.teacher.most(request)
         for left in reversed(range(self.teacher.tries)):
-            ticket = await self._intend(book, request, most)
-            if ticket is None:
-                return None
-            async with self._slots:
-                await self._turn()
-                if self.why:  # it is not sent, and costs nothing
-                    free = Decimal(0)
-                    came = _Came("failed", self.why, stops=True, cost=free)
-                else:
-                    came = await self._once(client, request)
-                if came.stops:  # before the slot is another's
-                    self.stop(came.reason)
+            async with self._ahead:
+                ticket = await self._intend(book, request, most)
+                if ticket is None:
+                    return None
+                async with self._slots:
+                    came = await self._sent(client, request)
             if came.state != "ok":
                 counts = self.teacher.failures
                 name = came.reason.split(":")[0] or came.state
@@ -368,9 +364,19 @@ class _Run:
             if last:
                 return result
             tried = self.teacher.tries - left
-            pause = min(30, 0.5 * 2 ** (tried - 1)) * (1 + random.random())
+            pause = min(30, 0.25 * 2 ** (tried - 1)) * (1 + random.random())
             await asyncio.sleep(max(came.wait, 0 if came.now else pause))
         return None
+
+    async def _sent(self, client, request: dict) -> "_Came":
+        """Send a request, if the run goes on; stop the run if it must."""
+        await self._turn()
+        if self.why:  # it is not sent, and costs nothing
+            return _Came("failed", self.why, stops=True, cost=Decimal(0))
+        came = await self._once(client, request)
+        if came.stops:  # before the place is another's
+            self.stop(came.reason)
+        return came
 
     async def _intend(self, book: Journal, request, most) -> int | None:
         """Reserve what a request may cost; None if the run has stopped.
