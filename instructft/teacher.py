@@ -134,7 +134,9 @@ class Teacher:
         """
         for request in requests:
             self.most(request)  # what has no bound is refused before any
-        run = _Run(self, list(requests))
+        ids = [request_id(request) for request in requests]
+        once = dict(zip(ids, requests, strict=True))  # twins are sent once
+        run = _Run(self, list(once.values()))
         worker = threading.Thread(target=run.work, daemon=True)
         worker.start()  # a notebook's own event loop is busy with the cell
         try:
@@ -146,9 +148,11 @@ class Teacher:
             raise
         if run.error is not None:
             raise run.error
+        came = dict(zip(once, run.replies, strict=True))
+        replies = [came[each] for each in ids]
         if run.why:
-            raise Stopped(run.why, run.replies)
-        return run.replies
+            raise Stopped(run.why, replies)
+        return replies
 
     def most(self, request: dict) -> Decimal | None:
         """Return the most that a request may cost, in dollars.

@@ -157,6 +157,12 @@ def test_recorded_replies_are_those_of_the_run(make, tmp_path):
         Recorded(tmp_path / "journal.jsonl")
 
 
+def test_the_same_request_twice_is_sent_once(make, server):
+    one, other, again = make().ask([ask("a"), ask("b"), ask("a")])
+    assert one == again and other.text == "b"
+    assert len(server.got) == 2
+
+
 def test_no_requests(make, server):
     assert make().ask([]) == [] and not server.got
 
