@@ -229,6 +229,38 @@ def kept_instances(
     return unique, rejected
 
 
+# The Alpaca variant: whole instances from one call
+
+
+def alpaca_instances(
+    reply: str, finish_reason: str, first: int = 4
+) -> Iterator[tuple[dict, str]]:
+    r"""Read one reply of the one-call prompt: (instance, rule against it).
+
+    The prompt showed `first` - 1 tasks and ended in "4. Instruction:". An
+    item that is not whole has only its text, as `instruction`; the last one
+    of a reply cut off by its length goes. Rules as `rule_against`, with
+    Alpaca's keywords; novelty is for the caller to judge.
+
+    >>> text = " Name a pet.\n4. Input:\n<noinput>\n4. Output:\nCat.\n###\n5."
+    >>> [rule for _, rule in alpaca_instances(text, "stop")]
+    ['too short: 3 words', 'not a whole item']
+    """
+    parts = f"{first}. Instruction:{reply}".split("###")
+    for number, part in enumerate(parts, start=first):
+        if finish_reason == "length" and number == first + len(parts) - 1:
+            yield {"instruction": part.strip()}, "the reply was cut off"
+            continue
+        fields = re.split(rf"{number}\.\s+(Instruction|Input|Output):", part)
+        if len(fields) != 7:
+            yield {"instruction": part.strip()}, "not a whole item"
+            continue
+        asked, given, answer = (text.strip() for text in fields[2::2])
+        given = "" if given.lower() == "<noinput>" else given
+        one = {"instruction": asked, "input": given, "output": answer}
+        yield one, rule_against(asked, ALPACA_KEYWORDS) if asked else "empty"
+
+
 # python -m instructft.self_instruct replay
 
 

@@ -78,11 +78,13 @@ class Recorded:
     def _reply(self, request: dict) -> Reply:
         result = self._results.get(request_id(request))
         if result is None:
-            last = request.get("messages", [{}])[-1].get("content", "")
+            last = request.get("prompt")
+            if last is None:
+                last = request.get("messages", [{}])[-1].get("content", "")
             raise NotRecorded(
                 f"no reply is recorded in {self.path} for this request (model "
-                f"{request.get('model')!r}): {last[:200]!r}. Ask a Teacher "
-                "with that file as its journal to record one"
+                f"{request.get('model')!r}): {last[-200:]!r}. Ask a "
+                "Teacher with that file as its journal to record one"
             )
         return _reply(result)
 
@@ -127,8 +129,9 @@ class Teacher:
         """Return the replies to n requests, in order.
 
         A request is what `client.chat.completions.create` takes: {"model":
-        ..., "messages": [...], "max_tokens": ..., ...}. Those that the
-        journal answers are not sent again. A row that fails is a Reply
+        ..., "messages": [...], "max_tokens": ..., ...}; with "prompt"
+        instead of "messages" it is for `client.completions.create`, raw text
+        to go on with. Those that the journal answers are not sent again. A row that fails is a Reply
         that says why. Raises Stopped for what no row would survive: the
         budget, a wrong key, an unknown model, a full disk.
         """
@@ -176,6 +179,7 @@ class Teacher:
             + 16
             for message in request.get("messages", [])
         )
+        size += len(str(request.get("prompt", "")).encode("utf-8", "replace"))
         size += len(str(request.get("response_format", "")))
         size += len(str(request.get("tools", "")))
         tokens = (size, (limit or 0) * request.get("n", 1))
@@ -411,13 +415,16 @@ class _Run:
         import openai
 
         sent = self._negotiated(request)
-        if unknown := sorted(request.keys() - _parameters()):
+        raw = "prompt" in request
+        if unknown := sorted(request.keys() - _parameters(raw)):
             why = f"request: the client takes no {unknown}"
             return _Came("failed", why, cost=Decimal(0))
         try:
             # `create` would walk through every field of request and reply
             response = await client.post(
-                "/chat/completions", body=sent, cast_to=httpx2.Response
+                "/completions" if raw else "/chat/completions",
+                body=sent,
+                cast_to=httpx2.Response,
             )
             body = response.json()
         except openai.APIStatusError as error:
@@ -478,7 +485,7 @@ class _Run:
         if name == "max_tokens" and "max_completion_tokens" in text:
             self.teacher.dropped[key] = "sent as max_completion_tokens"
             return True
-        if refused and name not in ("model", "messages"):
+        if refused and name not in ("model", "messages", "prompt"):
             self.teacher.dropped[key] = "left out"
             return True
         return False
@@ -493,10 +500,8 @@ class _Run:
         found = {"usage": usage, "cost": self.teacher.cost(usage)}
         choice = body["choices"][0]
         message = choice.get("message") or {}
-        text, reason = (
-            message.get("content") or "",
-            choice.get("finish_reason"),
-        )
+        text = message.get("content") or choice.get("text") or ""
+        reason = choice.get("finish_reason")
         if message.get("refusal"):
             return _Came("refused", message["refusal"], text, **found)
         if reason == "content_filter":
@@ -535,11 +540,14 @@ def _reply(result: dict) -> Reply:
 
 
 @cache
-def _parameters() -> frozenset[str]:
-    """Return the names that `client.chat.completions.create` takes."""
-    from openai.resources.chat.completions import AsyncCompletions
+def _parameters(raw: bool) -> frozenset[str]:
+    """Return the names that the client's `create` takes."""
+    from openai.resources import chat, completions
 
-    return frozenset(inspect.signature(AsyncCompletions.create).parameters)
+    kind = completions if raw else chat.completions
+    return frozenset(
+        inspect.signature(kind.AsyncCompletions.create).parameters
+    )
 
 
 def _retry_after(headers) -> float:
