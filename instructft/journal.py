@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator, Set
 from decimal import Decimal
 from pathlib import Path
 from zlib import crc32
@@ -48,6 +49,61 @@ def recorded(path: str | Path) -> dict[str, dict]:
     where there is no such file.
     """
     intents, results = {}, {}
+    for event in _events(path):
+        if event["event"] == "intent":
+            intents[event["ticket"]] = event["id"]
+        elif event["final"]:
+            results[intents[event["ticket"]]] = _public(event)
+    return results
+
+
+def receipt(path: str | Path) -> list[dict]:
+    """Add up a journal, by model and state: what was asked and paid.
+
+    A line: `model`, `state` ("no answer" where none came), `calls`, prompt
+    and reply `tokens`, `dollars` paid for sure, `dollars, at most` for calls
+    of which nobody knows, and `price unknown`, calls that no price was given
+    for. Raises as `recorded`.
+    """
+    intents, lines = {}, {}
+    for event in _events(path):
+        if event["event"] == "intent":
+            intents[event["ticket"]] = event
+            continue
+        _enter(lines, intents.pop(event["ticket"]), event)
+    for intent in intents.values():
+        _enter(lines, intent, {"state": "no answer", "cost": None})
+    return list(lines.values())
+
+
+def _enter(lines: dict, intent: dict, result: dict) -> None:
+    model, state = intent["request"].get("model", ""), result["state"]
+    line = lines.setdefault(
+        (model, state),
+        {
+            "model": model,
+            "state": state,
+            "calls": 0,
+            "prompt tokens": 0,
+            "reply tokens": 0,
+            "dollars": Decimal(0),
+            "dollars, at most": Decimal(0),
+            "price unknown": 0,
+        },
+    )
+    usage = result.get("usage") or {}
+    line["calls"] += 1
+    line["prompt tokens"] += usage.get("prompt_tokens") or 0
+    line["reply tokens"] += usage.get("completion_tokens") or 0
+    if result["cost"] is not None:
+        line["dollars"] += Decimal(result["cost"])
+    elif intent["most"] is not None:
+        line["dollars, at most"] += Decimal(intent["most"])
+    else:
+        line["price unknown"] += 1
+
+
+def _events(path: str | Path) -> Iterator[dict]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             event = _event(line)
@@ -55,11 +111,7 @@ def recorded(path: str | Path) -> dict[str, dict]:
                 raise JournalError(
                     f"{path}:{number}: not a whole line: put back a copy"
                 )
-            if event["event"] == "intent":
-                intents[event["ticket"]] = event["id"]
-            elif event["final"]:
-                results[intents[event["ticket"]]] = _public(event)
-    return results
+            yield event
 
 
 class Journal:
@@ -86,6 +138,7 @@ class Journal:
         self.unpriced = 0  # requests whose price nobody knows
         self._results: dict[str, dict] = {}
         self._open: dict[int, dict] = {}  # intents without a result
+        self._late: dict[int, dict] = {}  # the same, of an earlier process
         self._count = 0  # intents so far
         self._queue: list[tuple[bytes, dict, asyncio.Future]] = []
         self._flusher: asyncio.Task | None = None
@@ -100,7 +153,9 @@ class Journal:
             ) from None
         try:
             self._file = os.open(
-                self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+                self.path,
+                os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0),
+                0o644,
             )
             try:
                 self._size = self._read()
@@ -125,12 +180,35 @@ class Journal:
             self._file = -1
             self._lock.release()
 
+    @property
+    def answered(self) -> Set[str]:
+        """The ids of all requests with a final result."""
+        return self._results.keys()
+
     def result(self, request: dict) -> dict | None:
         """Return the final result of a request, or None if there is none.
 
         A result: {"state": "ok", "reply": ..., "usage": ..., "cost": "0.1"}.
         """
         return self._results.get(request_id(request))
+
+    def afford(self, costs: Iterable[Decimal | float | None]) -> None:
+        """Raise OverBudget if requests of such costs could exceed it."""
+        costs = list(costs)
+        if self.budget is None or not costs:
+            return
+        if None in costs:
+            raise OverBudget(
+                f"{self.path}: the price of this model is not known, so a "
+                "budget cannot be kept: give its price, or no budget"
+            )
+        more = sum((Decimal(str(cost)) for cost in costs), Decimal(0))
+        if self.paid + self.reserved + more > self.budget:
+            raise OverBudget(
+                f"{self.path}: ${self.paid} paid and ${self.reserved} under "
+                f"way; {len(costs):,} more of up to ${more} could exceed the "
+                f"budget of ${self.budget}"
+            )
 
     async def intend(self, request: dict, most: Decimal | float | None) -> int:
         """Write that a request is about to be sent; return its ticket.
@@ -139,21 +217,8 @@ class Journal:
         OverBudget, before anything is written, if that is more than is
         left, or if there is a budget and the price is not known.
         """
-        if most is None and self.budget is not None:
-            raise OverBudget(
-                f"{self.path}: the price of this model is not known, so a "
-                "budget cannot be kept: give its price, or no budget"
-            )
+        self.afford([most])
         cost = Decimal(0) if most is None else Decimal(str(most))
-        if (
-            self.budget is not None
-            and self.paid + self.reserved + cost > self.budget
-        ):
-            raise OverBudget(
-                f"{self.path}: ${self.paid} paid and ${self.reserved} under "
-                f"way; one more request of up to ${cost} could exceed the "
-                f"budget of ${self.budget}"
-            )
         ticket, self._count = self._count, self._count + 1
         event = {
             "event": "intent",
@@ -184,7 +249,7 @@ class Journal:
         request has no result yet. Raises KeyError for a ticket that is not
         open.
         """
-        if ticket not in self._open:
+        if ticket not in self._open and ticket not in self._late:
             raise KeyError(f"{self.path}: no request with ticket {ticket}")
         event = {
             "event": "result",
@@ -210,9 +275,15 @@ class Journal:
             self._open[event["ticket"]] = event
             self.reserved += Decimal(event["most"] or 0)
             return event
-        intent = self._open.pop(event["ticket"])
+        ticket = event["ticket"]
+        late = ticket in self._late
+        intent = (self._late if late else self._open).pop(ticket)
         most = Decimal(intent["most"] or 0)
-        self.reserved -= most
+        if late:  # it was counted as paid
+            self.paid -= most
+            self.unpriced -= intent["most"] is None
+        else:
+            self.reserved -= most
         known = event["cost"] is not None
         self.paid += Decimal(event["cost"]) if known else most
         self.unpriced += not known and intent["most"] is None
@@ -255,10 +326,18 @@ class Journal:
         for intent in self._open.values():
             self.paid += Decimal(intent["most"] or 0)
             self.unpriced += intent["most"] is None
-        self.cut_off = [intent["id"] for intent in self._open.values()]
-        self._open.clear()
+        self._late, self._open = self._open, {}
         self.reserved = Decimal(0)
         return whole
+
+    @property
+    def cut_off(self) -> dict[str, int]:
+        """Requests whose answers never came: their ids, and a ticket each.
+
+        They count as paid. A batch's answers come when another process has
+        the journal: `record` takes these tickets too.
+        """
+        return {intent["id"]: t for t, intent in self._late.items()}
 
     async def _append(self, event: dict) -> dict:
         """Write an event; return it, or the result, when it is on the disk.

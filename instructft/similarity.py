@@ -6,8 +6,9 @@ gate of Self-Instruct, bootstrap_instructions.py), down to the last bit.
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 WORD = re.compile(r"[a-z0-9]+")
 
@@ -181,6 +182,98 @@ def groups(texts: Sequence[str], above: float = 0.7) -> list[int]:
         pool.add(text)
         same.setdefault(text, i)
     return [root(i) for i in range(len(texts))]
+
+
+def minhash_pairs(
+    texts: Sequence[str], rows: int = 4, bands: int = 32, seed: int = 0
+) -> set[tuple[int, int]]:
+    """Return pairs of texts (i < j) that MinHash takes for near-duplicates.
+
+    Broder, "On the resemblance and containment of documents", 1997: of the
+    sets of words, `bands` x `rows` random minima each. Two texts are a pair
+    if they agree on a whole band, so about (1 / bands) ** (1 / rows) of
+    Jaccard similarity is where half are found. Blind to the order of words,
+    and inexact: measure its recall against `Pool` on a sample of your texts.
+
+    >>> minhash_pairs(["Name a red fruit.", "Sing.", "Name a red fruit!"])
+    {(0, 2)}
+    """
+    import numpy as np
+
+    chance, prime = np.random.default_rng(seed), (1 << 31) - 1
+    factor, shift = chance.integers(1, prime, (2, rows * bands), np.uint64)
+    buckets: dict[tuple, list[int]] = {}
+    for i, text in enumerate(texts):
+        if not (found := {*words(text)}):
+            continue  # texts without a word are alike to none
+        codes = np.array([_code(word) for word in found], np.uint64)
+        minima = ((codes[:, None] * factor + shift) % prime).min(0)
+        for band, part in enumerate(minima.reshape(bands, rows)):
+            buckets.setdefault((band, part.tobytes()), []).append(i)
+    return {
+        (i, j)
+        for same in buckets.values()
+        for place, j in enumerate(same)
+        for i in same[:place]
+    }
+
+
+def _code(word: str) -> int:
+    from zlib import crc32
+
+    return crc32(word.encode()) >> 1  # below the prime's 31 bits
+
+
+class Overlap(NamedTuple):
+    """A run of words that a text shares with a held-out one."""
+
+    text: int  # index
+    held_out: int  # index
+    words: str
+
+
+def overlaps(
+    texts: Iterable[str],
+    held_out: Sequence[str],
+    size: int = 8,
+    ignore: Iterable[str] = (),
+) -> list[Overlap]:
+    """Find held-out texts that stand in others: runs of `size` words or more.
+
+    The check for contamination of GPT-3 (Brown et al. 2020, appendix C; 13
+    words there). A run that also stands in one of `ignore` is a template's
+    and counts for nothing. The longest run of each pair of texts is shown,
+    for a reader to judge.
+
+    >>> overlaps(["He said: to be or not."], ["to be or not"], size=4)
+    [Overlap(text=0, held_out=0, words='to be or not')]
+    """
+    known = {run for text in ignore for run, _ in _runs(text, size)}
+    places: dict[tuple, set[int]] = {}
+    for j, text in enumerate(held_out):
+        for run, _ in _runs(text, size):
+            if run not in known:
+                places.setdefault(run, set()).add(j)
+    found: dict[tuple[int, int], list[str]] = {}
+    for i, text in enumerate(texts):
+        last: dict[int, tuple[int, list[str]]] = {}
+        for run, place in _runs(text, size):
+            for j in places.get(run, ()):
+                before, shared = last.get(j, (-2, []))
+                if place == before + 1:
+                    shared = [*shared, run[-1]]
+                else:
+                    shared = [*run]
+                last[j] = place, shared
+                found[i, j] = max(found.get((i, j), []), shared, key=len)
+    return [Overlap(*at, " ".join(run)) for at, run in found.items()]
+
+
+def _runs(text: str, size: int) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield each run of `size` words, and where it starts."""
+    tokens = words(text)
+    for place in range(len(tokens) - size + 1):
+        yield tuple(tokens[place : place + size]), place
 
 
 # python -m instructft.similarity bench

@@ -21,9 +21,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from instructft.instance import read_rows, write_rows
 from instructft.journal import Journal, OverBudget, recorded, request_id
 
 ADDED = 256  # tokens that an endpoint's template may put around a prompt
+CHAT = "chat/completions"
 LOCAL = "SmolLM2-135M-Instruct"  # the embedded model, as `local` names it
 SHARED = 8  # workers to a client: its pool looks at each connection each time
 LONGEST_WAIT = 120  # seconds; an endpoint that asks for more stops the run
@@ -131,9 +133,10 @@ class Teacher:
         A request is what `client.chat.completions.create` takes: {"model":
         ..., "messages": [...], "max_tokens": ..., ...}; with "prompt"
         instead of "messages" it is for `client.completions.create`, raw text
-        to go on with. Those that the journal answers are not sent again. A row that fails is a Reply
-        that says why. Raises Stopped for what no row would survive: the
-        budget, a wrong key, an unknown model, a full disk.
+        to go on with. Those that the journal answers are not sent again. A
+        row that fails is a Reply that says why. Raises Stopped for what no
+        row would survive: the budget, a wrong key, an unknown model, a full
+        disk.
         """
         for request in requests:
             self.most(request)  # what has no bound is refused before any
@@ -167,8 +170,8 @@ class Teacher:
         """
         if self.price is None:
             return None
-        limit = request.get("max_completion_tokens", request.get("max_tokens"))
-        if limit is None and self.price[1]:
+        limit = _reply_limit(request)
+        if not limit and self.price[1]:
             raise ValueError(
                 "a request without max_tokens has no bound on its cost: set "
                 "it, or give no price"
@@ -182,9 +185,98 @@ class Teacher:
         size += len(str(request.get("prompt", "")).encode("utf-8", "replace"))
         size += len(str(request.get("response_format", "")))
         size += len(str(request.get("tools", "")))
-        tokens = (size, (limit or 0) * request.get("n", 1))
+        tokens = (size, limit)
         pairs = zip(tokens, self.price, strict=True)
         return sum((n * each for n, each in pairs), Decimal(0)) / 1_000_000
+
+    def estimate(self, requests: Sequence[dict]) -> dict:
+        """Say what n requests may cost at most, before any is sent.
+
+        Returns `requests`, `recorded` (the journal answers them: free),
+        `to send`, `reply tokens, at most` and `dollars, at most` (None if
+        the price is unknown), without a retry.
+        """
+        known = recorded(self.journal) if self.journal.is_file() else {}
+        once = {request_id(request): request for request in requests}
+        fresh = [each for name, each in once.items() if name not in known]
+        most = [self.most(request) for request in fresh]
+        return {
+            "requests": len(requests),
+            "recorded": len(once) - len(fresh),
+            "to send": len(fresh),
+            "reply tokens, at most": sum(map(_reply_limit, fresh)),
+            "dollars, at most": None
+            if None in most
+            else sum(most, Decimal(0)),
+        }
+
+    def batch(self, requests: Sequence[dict], path: str | Path) -> int:
+        """Write what the journal lacks as a file for a Batch API.
+
+        Endpoints answer such a file within a day, mostly at half the price
+        (`price` is then that of the batch). Each row is intended in the
+        journal: until its result is read, it counts as paid. Returns how
+        many were written; those of an earlier file that has not come back
+        are written again, and not paid again. Raises OverBudget before the
+        file is written.
+        """
+        once = {request_id(request): request for request in requests}
+        with Journal(self.journal, self.budget) as book:
+            lines = asyncio.run(self._batched(book, once))
+        write_rows(path, lines)
+        return len(lines)
+
+    async def _batched(self, book: Journal, once: dict) -> list[dict]:
+        lines, priced, cut_off = [], {}, book.cut_off
+        for name, request in once.items():
+            if book.result(request) is None:
+                url = "completions" if "prompt" in request else CHAT
+                body = {"method": "POST", "url": f"/v1/{url}", "body": request}
+                lines.append({"custom_id": name, **body})
+                if name not in cut_off:
+                    priced[name] = self.most(request)
+        book.afford(priced.values())
+        await asyncio.gather(
+            *(book.intend(once[name], most) for name, most in priced.items())
+        )
+        return lines
+
+    def read_batch(self, path: str | Path) -> dict[str, int]:
+        """Take a Batch API's result file into the journal; count by state.
+
+        `ask` then answers from there. A row that the endpoint gave up
+        (expired, refused) costs nothing and may be asked again. Rows that
+        are not in the journal, or have their result, are counted as
+        `unknown` and `known`. Raises BadRows for lines that are no JSON.
+        """
+        with Journal(self.journal, self.budget) as book:
+            return asyncio.run(self._from_batch(book, read_rows(path)))
+
+    async def _from_batch(self, book: Journal, rows: list[dict]) -> dict:
+        counts: dict[str, int] = {}
+        run, tickets = _Run(self, []), book.cut_off
+        for row in rows:
+            name = row.get("custom_id")
+            answer = row.get("response") or {}
+            if name not in tickets:
+                state = "known" if name in book.answered else "unknown"
+                counts[state] = counts.get(state, 0) + 1
+                continue
+            if row.get("error") or answer.get("status_code") != 200:
+                why = self.scrubbed(row.get("error") or answer.get("body"))
+                came = _Came("failed", f"batch: {why}", cost=Decimal(0))
+            else:
+                came = run._read(answer.get("body"))
+            await book.record(
+                tickets.pop(name),
+                came.state,
+                {"text": came.text, "reason": came.reason},
+                came.usage,
+                came.cost,
+                came.state != "failed",
+            )
+            counts[came.state] = counts.get(came.state, 0) + 1
+        return counts
 
     def cost(self, usage: dict | None) -> Decimal | None:
         """Return what a reply cost, in dollars; None if nobody knows."""
@@ -202,6 +294,35 @@ class Teacher:
         if self._key:
             said = said.replace(self._key, "[key]")
         return said if len(said) <= 300 else said[:297] + "..."
+
+
+def price_of(
+    model: str, base_url: str | None = None
+) -> tuple[float, float] | None:
+    """Return a model's price in dollars for a million tokens.
+
+    (prompt, completion), from the tables of the package genai-prices, as
+    old as the package; None if the model is not in them. Where the price
+    depends on the length of the prompt, the highest. `base_url` tells apart
+    endpoints that sell the same model.
+
+    >>> price_of("a-model-of-mine") is None
+    True
+    """
+    from genai_prices import Usage, calc_price
+
+    where = {"provider_api_url": base_url} if base_url else {}
+    pairs = []
+    for tokens in (1000, 1_000_000):
+        usage = Usage(input_tokens=tokens, output_tokens=tokens)
+        try:
+            found = calc_price(usage, model, **where)
+        except LookupError:
+            return None
+        times = Decimal(1_000_000) / tokens
+        pairs.append((found.input_price * times, found.output_price * times))
+    prompt, completion = map(max, *pairs)
+    return float(prompt), float(completion)
 
 
 @contextmanager
@@ -244,6 +365,7 @@ def local(
     try:
         yield f"{server.listening_address}/v1", key
     finally:
+        time.sleep(0.1)  # deleted in its first moment it would hang
         del server
 
 
@@ -422,7 +544,7 @@ class _Run:
         try:
             # `create` would walk through every field of request and reply
             response = await client.post(
-                "/completions" if raw else "/chat/completions",
+                "/completions" if raw else f"/{CHAT}",
                 body=sent,
                 cast_to=httpx2.Response,
             )
@@ -537,6 +659,12 @@ def _reply(result: dict) -> Reply:
         result["usage"],
         None if cost is None else Decimal(cost),
     )
+
+
+def _reply_limit(request: dict) -> int:
+    """Return the most tokens that a request asks for; 0 if it sets none."""
+    limit = request.get("max_completion_tokens", request.get("max_tokens"))
+    return (limit or 0) * request.get("n", 1)
 
 
 @cache

@@ -221,7 +221,7 @@ def test_an_intent_without_a_result_counts_as_paid(tmp_path):
     run(work())
     with Journal(tmp_path / "a") as book:
         assert book.paid == Decimal("0.5")
-        assert book.cut_off == [request_id(ASK)]
+        assert list(book.cut_off) == [request_id(ASK)]
         assert book.result(ASK) is None
 
 
