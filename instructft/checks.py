@@ -174,6 +174,124 @@ def options(listed: Callable, rows: list[dict]) -> None:
     _say("")
 
 
+def cost(compute: Callable) -> None:
+    """Check 02b's first exercise: dollars from tokens and a price."""
+    usage = {"prompt_tokens": 2000, "completion_tokens": 500}
+    for one, price in ((None, (1.0, 2.0)), (usage, None)):
+        if compute(one, price) is not None:
+            return _say("what nobody knows is None, not a number")
+    found = compute(usage, (0.5, 1.5))
+    if not isinstance(found, (int, float)):
+        return _say("return dollars")
+    if abs(found - 0.00175) < 1e-12:
+        return _say("")
+    if abs(found - 1750) < 1e-6:
+        return _say("the price is for a million tokens")
+    _say(f"{found} instead of 0.00175 for 2,000 + 500 tokens at (0.5, 1.5)")
+
+
+def pause(compute: Callable) -> None:
+    """Check 02b's second exercise: how long to wait before another try."""
+    cases = [
+        ((1, None), 1, "after the first failure wait a second"),
+        ((3, None), 4, "the pause doubles: 1, 2, 4, ..."),
+        ((4, 3), 8, "the endpoint asked for less than our own pause"),
+        ((2, 45), 45, "the endpoint asked for 45 seconds"),
+        ((1, 120), 120, "two minutes are not more than two minutes"),
+        ((1, 121), None, "over two minutes: give up"),
+        ((5, None), None, "five failures are enough: give up"),
+        ((5, 10), None, "five failures are enough, whatever is asked"),
+    ]
+    for given, wanted, why in cases:
+        if (found := compute(*given)) != wanted:
+            return _say(f"{given} gives {found}, not {wanted}: {why}")
+    _say("")
+
+
+def again(rule: Callable) -> None:
+    """Check 02b's bug hunt: what is worth another try."""
+    cases = [
+        ((429, "insufficient_quota", ""), False, "no money comes by waiting"),
+        ((401, "invalid_api_key", ""), False, "the key stays wrong"),
+        ((404, "model_not_found", ""), False, "the model stays unknown"),
+        ((400, "invalid", ""), False, "a bad request stays bad"),
+        ((200, None, "refused"), False, "a refusal is an answer, and paid"),
+        ((200, None, "length"), False, "a cut answer is one, and paid"),
+        ((200, None, "ok"), False, "all went well"),
+        ((200, None, "malformed"), True, "a broken reply may come whole"),
+        ((429, "rate_limit_exceeded", ""), True, "too many passes by itself"),
+        ((500, None, ""), True, "a crash may pass"),
+        ((503, None, ""), True, "overload may pass"),
+    ]
+    for given, wanted, why in cases:
+        if (found := rule(*given)) is None or bool(found) != wanted:
+            return _say(f"{given} gives {found}, not {wanted}: {why}")
+    _say("")
+
+
+def accepted(count: Callable) -> None:
+    """Check 03's first exercise: what another threshold lets in."""
+    seeds = ["Name three kinds of fruit.", "Describe the sea at night."]
+    texts = [
+        "Name three kinds of bread.",  # 0.8 with a seed
+        "Name two ways to bake bread.",
+        "Name two ways to bake good bread.",  # 0.92 with the one before
+        "Sing about rain and wind.",
+    ]
+    for above, wanted in ((0.7, 2), (0.85, 3), (0.95, 4)):
+        found = count(texts, seeds, above)
+        if found is None:
+            return _say("return a number")
+        if above == 0.7 and found == wanted + 1:
+            return _say("an accepted candidate joins the pool at once")
+        if found != wanted:
+            return _say(f"{found} instead of {wanted} above {above}")
+    _say("")
+
+
+def kept(rule: Callable) -> None:
+    """Check 03's second exercise: stage 4's rules for a task's instances."""
+    cases = [
+        ([("2", "4"), ("3", "6")], [("2", "4"), ("3", "6")], "both are fine"),
+        ([("2", "")], [], "an empty output"),
+        ([("2", "2")], [], "an output equal to its input"),
+        ([("2", "4:"), ("3:", "6")], [], "a field that ends in a colon"),
+        ([("2", "4"), ("2", "4")], [("2", "4")], "the same pair twice"),
+        ([("2", "4"), ("2", "5"), ("3", "6")], [], "one input, two outputs"),
+        ([("", "a"), ("", "b")], [("", "a"), ("", "b")], "inputs are empty"),
+        ([("2", "4"), ("2", "")], [("2", "4")], "the empty one went before"),
+    ]
+    for pairs, wanted, why in cases:
+        found = rule(list(pairs))
+        if found is None:
+            return _say("return a list of pairs")
+        if list(map(tuple, found)) != wanted:
+            return _say(f"{pairs} gives {found}, not {wanted}: {why}")
+    _say("")
+
+
+def is_copy(rule: Callable) -> None:
+    """Check 03's bug hunt: ROUGE-L, not sets of words."""
+    cases = [
+        ("Name a fruit.", "name a fruit", True, "case and stops do not count"),
+        (
+            "Say if the dog bit the man.",
+            "The man bit the dog: say if.",
+            False,
+            "the same words in another order",
+        ),
+        ("Name a fruit.", "Sing about the sea.", False, "nothing in common"),
+        ("a b c d e f g", "a b c d e x y", True, "0.714"),
+        ("a b c d e f g h i j", "a b c d e f w x y z", False, "0.6"),
+        ("?!", "?!", False, "no word at all: nothing to compare"),
+    ]
+    for one, other, wanted, why in cases:
+        found = rule(one, other)
+        if found is None or bool(found) != wanted:
+            return _say(f"{one!r} and {other!r} give {found}: {why}")
+    _say("")
+
+
 def adapter_size(count: Callable, model) -> None:
     """Check 07's first exercise against the adapters of a PEFT model."""
     layers = [m for m in model.modules() if getattr(m, "lora_A", None)]

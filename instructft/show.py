@@ -9,8 +9,10 @@ import inspect
 import io
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import accumulate
 from math import isfinite
 from pathlib import Path
 from textwrap import shorten
@@ -446,6 +448,166 @@ def _measured(study: dict) -> str:
         f"{study['machine']['cores']} cores, "
         f"{', '.join(f'{k} {v}' for k, v in study['versions'].items())}"
     )
+
+
+class Live:
+    """A place in a cell's output that is drawn again and again.
+
+    >>> live = Live()  # doctest: +SKIP
+    >>> live.update(table(rows))  # doctest: +SKIP
+    """
+
+    def __init__(self):
+        self._place = None
+
+    def update(self, view: View) -> None:
+        """Show a view in place of the last one."""
+        from IPython.display import display
+
+        if self._place is None:
+            self._place = display(view, display_id=True)
+        else:
+            self._place.update(view)
+
+
+def growth(rules: Sequence[str], window: int = 100) -> View:
+    """Draw how a pool grows: candidates judged against those accepted.
+
+    `rules` are the verdicts in order, "" for an accepted candidate, else
+    "rule: detail". Below: the share accepted of each `window` candidates.
+    """
+    from matplotlib.figure import Figure
+
+    if not rules:
+        return View("(no candidates)")
+    kinds = [rule.split(":")[0] or "accepted" for rule in rules]
+    names = ["accepted", *sorted({*kinds} - {"accepted"})]
+    lines = {
+        name: list(accumulate(kind == name for kind in kinds))
+        for name in names
+    }
+    starts = range(0, len(kinds), window)
+    shares = [
+        kinds[at : at + window].count("accepted")
+        / len(kinds[at : at + window])
+        for at in starts
+    ]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    top, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    at = range(1, len(kinds) + 1)
+    top.stackplot(at, *lines.values(), labels=list(lines))
+    top.set_ylabel("candidates")
+    _legend(top, loc="upper left")
+    widths = [min(window, len(kinds) - at) * 0.95 for at in starts]
+    below.bar(starts, shares, widths, align="edge")
+    below.set(xlabel="candidates judged", ylim=(0, 1), yticks=[0, 0.5, 1])
+    below.set_ylabel("accepted")
+    text = [
+        f"{start + 1:5} to {min(start + window, len(kinds)):5}  "
+        f"{share:6.1%} accepted  {'#' * round(40 * share)}"
+        for start, share in zip(starts, shares, strict=True)
+    ]
+    text += [f"{counts[-1]:5}  {name}" for name, counts in lines.items()]
+    return View("\n".join(text), png=_png(figure))
+
+
+def sunburst(pairs: Sequence[tuple[str, str]], inner: int = 20) -> View:
+    """Draw pairs as two rings: the commonest first words, and their seconds.
+
+    Self-Instruct's picture of diversity (its figure 2): verbs inside, each
+    with its nouns outside. `inner` first words are shown, up to four seconds
+    of each.
+    """
+    from matplotlib.figure import Figure
+
+    firsts = Counter(first for first, _ in pairs).most_common(inner)
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    rings: list[tuple[list, list, list]] = [([], [], []), ([], [], [])]
+    text = []
+    for i, (first, count) in enumerate(firsts):
+        colour = f"C{i % 10}"
+        seconds = Counter(b for a, b in pairs if a == first and b)
+        common = seconds.most_common(4)
+        rest = count - sum(n for _, n in common)
+        for ring, parts in zip(
+            rings, ([(first, count)], [*common, ("", rest)]), strict=True
+        ):
+            for name, size in parts:
+                ring[0].append(size)
+                ring[1].append(name)
+                ring[2].append(colour)
+        named = ", ".join(f"{name} {n}" for name, n in common)
+        text.append(f"{count:4}  {first:14} {named}")
+    for radius, (sizes, names, colours) in zip((0.7, 1), rings, strict=True):
+        wedges, labels = axes.pie(
+            sizes,
+            radius=radius,
+            labels=names,
+            colors=colours,
+            labeldistance=0.79 if radius < 1 else 1.02,
+            rotatelabels=True,
+            textprops={"fontsize": 7, "parse_math": False},
+            wedgeprops={"width": 0.3, "edgecolor": "white"},
+        )
+        for wedge in wedges if radius == 1 else []:
+            wedge.set_alpha(0.5)
+        for label in labels if radius < 1 else []:
+            label.set(ha="center", va="center")
+    shown = sum(count for _, count in firsts)
+    text.append(f"{shown} of {len(pairs)} pairs")
+    return View("\n".join(text), png=_png(figure))
+
+
+def labeller(
+    rows: Sequence[dict], questions: Sequence[str], path: str | Path
+) -> "widgets.VBox":
+    """Return a widget to judge rows by hand, one after another.
+
+    Each row is shown with a tick box a question. *Next* appends {"id": ...,
+    question: true or false, ...} to `path`, on the disk before the next row
+    comes; rows that have their verdicts there are not asked again. A row
+    needs an `id`. Its plain twin is `append_row(path, {...})`.
+    """
+    import ipywidgets as widgets
+
+    from instructft.instance import append_row, read_rows
+
+    done = read_rows(path) if Path(path).is_file() else []
+    left = [row for row in rows if row["id"] not in {d["id"] for d in done}]
+    boxes = [
+        widgets.Checkbox(
+            description=each, indent=False, layout={"width": "90%"}
+        )
+        for each in questions
+    ]
+    following = widgets.Button(description="Next", disabled=not left)
+    seen = widgets.Output()
+
+    def draw():
+        seen.outputs = ()
+        number = len(rows) - len(left)
+        if not left:
+            following.disabled = True
+            seen.append_display_data(View(f"all {number} rows are judged"))
+            return
+        head = {"role": f"row {number + 1} of {len(rows)}", "content": ""}
+        parts = [
+            {"role": name, "content": left[0].get(name, "")}
+            for name in ("instruction", "input", "output")
+        ]
+        seen.append_display_data(conversation([head, *parts]))
+
+    def keep(_):
+        verdict = {box.description: box.value for box in boxes}
+        append_row(path, {"id": left.pop(0)["id"], **verdict})
+        for box in boxes:
+            box.value = False
+        draw()
+
+    following.on_click(keep)
+    draw()
+    return widgets.VBox([seen, *boxes, following])
 
 
 def source(function: Callable) -> View:

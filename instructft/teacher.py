@@ -13,7 +13,8 @@ import secrets
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -73,8 +74,10 @@ class Recorded:
         self.path = Path(path)
         self._results = recorded(path)
 
-    def ask(self, requests: Sequence[dict]) -> list[Reply]:
-        """Return the replies to n requests, in order."""
+    def ask(
+        self, requests: Sequence[dict], progress: bool = False
+    ) -> list[Reply]:
+        """Return the replies to n requests, in order; nothing to wait for."""
         return [self._reply(request) for request in requests]
 
     def _reply(self, request: dict) -> Reply:
@@ -222,7 +225,7 @@ class Teacher:
         """
         once = {request_id(request): request for request in requests}
         with Journal(self.journal, self.budget) as book:
-            lines = asyncio.run(self._batched(book, once))
+            lines = _run(self._batched(book, once))
         write_rows(path, lines)
         return len(lines)
 
@@ -250,7 +253,7 @@ class Teacher:
         `unknown` and `known`. Raises BadRows for lines that are no JSON.
         """
         with Journal(self.journal, self.budget) as book:
-            return asyncio.run(self._from_batch(book, read_rows(path)))
+            return _run(self._from_batch(book, read_rows(path)))
 
     async def _from_batch(self, book: Journal, rows: list[dict]) -> dict:
         counts: dict[str, int] = {}
@@ -659,6 +662,12 @@ def _reply(result: dict) -> Reply:
         result["usage"],
         None if cost is None else Decimal(cost),
     )
+
+
+def _run(work: Coroutine) -> object:
+    """Run a coroutine; a notebook's own event loop is busy with the cell."""
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(asyncio.run, work).result()
 
 
 def _reply_limit(request: dict) -> int:

@@ -1,11 +1,15 @@
 """The exercise checks: right answers pass, usual mistakes are named."""
 
 import itertools
+import operator
+import re
 
 import pytest
 
 from instructft import checks
 from instructft.instance import instance
+from instructft.self_instruct import Novelty, kept_instances
+from instructft.similarity import rouge_l, words
 
 
 @pytest.fixture
@@ -398,3 +402,100 @@ def test_every_check_is_tested_here():
     with open(__file__, encoding="utf-8") as file:
         text = file.read()
     assert [name for name in known if f"checks.{name}," not in text] == []
+
+
+# 02b and 03
+
+
+def right_pause(failed, retry_after):
+    asked = retry_after or 0
+    if failed >= 5 or asked > 120:
+        return None
+    return max(asked, min(30, 2 ** (failed - 1)))
+
+
+def right_cost(usage, price):
+    if usage is None or price is None:
+        return None
+    tokens = usage["prompt_tokens"], usage["completion_tokens"]
+    return sum(map(operator.mul, tokens, price)) / 1_000_000
+
+
+def right_again(status, code, state):
+    if code == "insufficient_quota":
+        return False
+    if status == 200:
+        return state == "malformed"
+    return status in (408, 409, 429) or status >= 500
+
+
+def right_accepted(texts, seeds, above):
+    novelty = Novelty(seeds, above)
+    return sum(not novelty.judge(text).rule for text in texts)
+
+
+def right_kept(pairs):
+    return kept_instances(pairs, "stop")[0]
+
+
+CASES = [
+    (checks.cost, right_cost, "correct"),
+    (checks.cost, lambda usage, price: 0.0, "None, not a number"),
+    (
+        checks.cost,
+        lambda usage, price: right_cost(usage, price) and 1750.0,
+        "for a million tokens",
+    ),
+    (
+        checks.cost,
+        lambda usage, price: right_cost(usage, price) and 0.001,
+        "instead of",
+    ),
+    (checks.cost, lambda usage, price: None, "return dollars"),
+    (checks.pause, right_pause, "correct"),
+    (checks.pause, lambda n, wait: 2 ** (n - 1), "less than our own|asked"),
+    (checks.pause, lambda n, wait: None, "wait a second"),
+    (checks.again, right_again, "correct"),
+    (checks.again, lambda status, code, state: status != 200, "no money"),
+    (
+        checks.again,
+        lambda status, code, state: (
+            right_again(status, code, state) or state == "length"
+        ),
+        "cut answer",
+    ),
+    (checks.accepted, right_accepted, "correct"),
+    (checks.accepted, lambda texts, seeds, above: None, "return a number"),
+    (
+        checks.accepted,
+        lambda texts, seeds, above: sum(
+            max(rouge_l(text, seed) for seed in seeds) <= above
+            for text in texts
+        ),
+        "joins the pool",
+    ),
+    (checks.accepted, lambda texts, seeds, above: 2, "instead of"),
+    (checks.kept, right_kept, "correct"),
+    (checks.kept, lambda pairs: None, "return a list"),
+    (checks.kept, lambda pairs: pairs, "an empty output"),
+    (
+        checks.kept,
+        lambda pairs: [pair for pair in pairs if pair in right_kept([pair])],
+        "twice|two outputs",
+    ),
+    (checks.is_copy, lambda a, b: rouge_l(a, b) > 0.7, "correct"),
+    (checks.is_copy, lambda a, b: None, "case and stops"),
+    (
+        checks.is_copy,
+        lambda a, b: not {*words(a)} ^ {*words(b)},
+        "another order",
+    ),
+]
+
+
+@pytest.mark.parametrize("check, answer, said", CASES)
+def test_generation_exercises(check, answer, said, capsys):
+    check(answer)
+    found = capsys.readouterr().out.strip()
+    assert re.search(said, found), found
+    assert (found == "correct") == (said == "correct")

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from instructft import teacher as module
-from instructft.journal import JournalError
+from instructft.instance import read_rows, write_rows
+from instructft.journal import JournalError, OverBudget, receipt, request_id
 from instructft.teacher import (
     LOCAL,
     NotRecorded,
@@ -17,6 +18,7 @@ from instructft.teacher import (
     Stopped,
     Teacher,
     local,
+    price_of,
 )
 
 KEY = "sk-canary-4711"
@@ -58,6 +60,7 @@ def server():
             size = int(self.headers["content-length"])
             request = json.loads(self.rfile.read(size))
             with made.lock:
+                made.paths.append(self.path)
                 made.got.append((time.monotonic(), request))
                 made.keys.add(self.headers["authorization"])
                 count = len(made.got)
@@ -89,6 +92,7 @@ def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.daemon_threads = True
     made.lock, made.got, made.keys = threading.Lock(), [], set()
+    made.paths = []
     made.under_way = made.most = 0
     made.answer = lambda request, count: body(
         request["messages"][0]["content"]
@@ -180,6 +184,148 @@ def test_starts_are_spread_over_a_minute(make, server):
     make(per_minute=600, at_once=8).ask(asks(5))
     starts = [start for start, _ in server.got]
     assert 0.3 < starts[-1] - starts[0] < 2
+
+
+def test_raw_text_is_gone_on_with(make, server, tmp_path):
+    raw = {"model": "m", "prompt": "1. a\n2.", "max_tokens": 5, "logprobs": 1}
+    choice = {"index": 0, "finish_reason": "length", "text": " b"}
+    found = 200, {"choices": [choice], "usage": USAGE}
+    server.answer = lambda request, count: found
+    teacher = make(price=(1, 1))
+    [reply] = teacher.ask([raw])
+    assert (reply.text, reply.state) == (" b", "length")
+    assert server.paths == ["/v1/completions"]
+    assert server.got[0][1] == raw
+    assert Recorded(tmp_path / "journal.jsonl").ask([raw]) == [reply]
+    with pytest.raises(NotRecorded, match="c"):
+        Recorded(tmp_path / "journal.jsonl").ask([raw | {"prompt": "c"}])
+    longer = teacher.most(raw | {"prompt": "x" * 1000}) - teacher.most(raw)
+    assert longer == Decimal(1000 - 7) / 1_000_000
+    # messages have no `logprobs` that is a number of words, nor `suffix`
+    [reply] = make().ask([ask() | {"suffix": "x"}])
+    assert reply.state == "failed" and "suffix" in reply.reason
+
+
+# --- money, before and after -----------------------------------------------
+
+
+def test_estimate_is_never_below_what_is_paid(make, server, tmp_path):
+    teacher = make(price=(3, 5))
+    before = teacher.estimate([*asks(4), ask("number 1")])
+    assert before["requests"] == 5 and before["to send"] == 4
+    assert before["reply tokens, at most"] == 80 and not before["recorded"]
+    paid = sum(reply.cost for reply in teacher.ask(asks(3)))
+    assert 0 < paid <= before["dollars, at most"]
+    after = teacher.estimate(asks(4))
+    assert after["recorded"] == 3 and after["to send"] == 1
+    assert after["dollars, at most"] == teacher.most(ask("number 3"))
+    assert make().estimate(asks(5))["dollars, at most"] is None
+    with pytest.raises(ValueError, match="max_tokens"):
+        teacher.estimate([{"model": "m", "messages": []}])
+
+
+def test_receipt_tells_paid_from_perhaps_and_unknown(make, server, tmp_path):
+    def answer(request, count):
+        text = request["messages"][0]["content"]
+        if text == "crash":
+            return error(500)
+        return body(text, "length" if text == "long" else "stop")
+
+    server.answer = answer
+    dear = make(price=(1, 2), tries=2, at_once=1)
+    dear.ask([ask("a"), ask("long"), ask("crash")])
+    make().ask([ask("free")])
+    lines = {line["state"]: line for line in receipt(dear.journal)}
+    assert [line["calls"] for line in lines.values()] == [2, 1, 2]
+    assert lines["ok"]["prompt tokens"] == 20
+    assert lines["ok"]["reply tokens"] == 10
+    assert lines["ok"]["dollars"] == Decimal("0.00002")
+    assert lines["ok"]["price unknown"] == 1
+    most = 2 * dear.most(ask("crash"))
+    assert lines["failed"]["dollars, at most"] == most
+    assert lines["failed"]["dollars"] == 0
+
+
+def test_prices_are_looked_up():
+    prompt, completion = price_of("gpt-4o-mini")
+    assert 0 < prompt < completion < 100
+    assert price_of("no-such-model-anywhere") is None
+    assert price_of("gpt-4o-mini", "https://no.such.endpoint/v1") is None
+
+
+# --- batches ----------------------------------------------------------------
+
+
+def answered(line, **more):
+    found = {"status_code": 200, "body": body("late")[1]}
+    return {"custom_id": line["custom_id"], "response": found, **more}
+
+
+def test_a_batch_comes_back_into_the_journal(make, server, tmp_path):
+    teacher = make(price=(1, 2), budget=1)
+    known = teacher.ask([ask("number 0")])
+    wanted, sent = tmp_path / "wanted.jsonl", len(server.got)
+    raw = {"model": "m", "prompt": "go on", "max_tokens": 3}
+    assert teacher.batch([*asks(4), raw, ask("number 3")], wanted) == 4
+    lines = read_rows(wanted)
+    assert [line["body"] for line in lines] == [*asks(4)[1:], raw]
+    assert [line["custom_id"] for line in lines] == [
+        request_id(line["body"]) for line in lines
+    ]
+    assert {line["method"] for line in lines} == {"POST"}
+    urls = [line["url"] for line in lines]
+    assert urls == ["/v1/chat/completions"] * 3 + ["/v1/completions"]
+    # until it is read all of it counts as paid
+    [paid, waiting] = receipt(teacher.journal)
+    most = [teacher.most(line["body"]) for line in lines]
+    assert waiting["dollars, at most"] == sum(most)
+    # lost and written again: not reserved twice
+    assert teacher.batch(asks(4), wanted) == 3
+    assert receipt(teacher.journal) == [paid, waiting]
+
+    came = tmp_path / "came.jsonl"
+    late = {"code": "batch_expired", "message": f"too late, {KEY}"}
+    write_rows(
+        came,
+        [
+            answered(lines[1]),
+            {"custom_id": lines[0]["custom_id"], "error": late},
+            {
+                "custom_id": lines[2]["custom_id"],
+                "response": {"status_code": 400, "body": {"error": "bad"}},
+            },
+            {"custom_id": "of another journal", "response": None},
+            {"custom_id": request_id(ask("number 0")), "response": None},
+        ],
+    )
+    counts = teacher.read_batch(came)
+    assert counts == {"ok": 1, "failed": 2, "unknown": 1, "known": 1}
+    assert teacher.read_batch(came) == {"known": 2, "unknown": 3}
+    assert KEY.encode() not in teacher.journal.read_bytes()
+    states = {line["state"]: line for line in receipt(teacher.journal)}
+    assert states["failed"]["dollars"] == states["ok"]["price unknown"] == 0
+    assert states["no answer"]["dollars, at most"] == most[3]
+    # what came is not sent again, what expired is
+    replies = teacher.ask(asks(3))
+    assert [reply.text for reply in replies] == [
+        "number 0",
+        "number 1",
+        "late",
+    ]
+    assert replies[0] == known[0] and len(server.got) == sent + 1
+
+
+def test_a_batch_keeps_the_budget(make, server, tmp_path):
+    wanted = tmp_path / "wanted.jsonl"
+    each = make(price=(1, 2)).most(asks(1)[0])
+    poor = make(price=(1, 2), budget=3 * each)
+    with pytest.raises(OverBudget, match="4 more of up to"):
+        poor.batch(asks(4), wanted)
+    assert not wanted.exists() and receipt(poor.journal) == []
+    assert poor.batch(asks(3), wanted) == 3
+    with pytest.raises(Stopped, match="budget"):
+        poor.ask([ask("number 7")])
+    assert not server.got
 
 
 # --- what looks like success ------------------------------------------------
