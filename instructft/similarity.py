@@ -249,24 +249,23 @@ def overlaps(
     [Overlap(text=0, held_out=0, words='to be or not')]
     """
     known = {run for text in ignore for run, _ in _runs(text, size)}
-    places: dict[tuple, set[int]] = {}
+    places: dict[tuple, list[tuple[int, int]]] = {}
     for j, text in enumerate(held_out):
-        for run, _ in _runs(text, size):
-            if run not in known:
-                places.setdefault(run, set()).add(j)
-    found: dict[tuple[int, int], list[str]] = {}
-    for i, text in enumerate(texts):
-        last: dict[int, tuple[int, list[str]]] = {}
         for run, place in _runs(text, size):
-            for j in places.get(run, ()):
-                before, shared = last.get(j, (-2, []))
-                if place == before + 1:
-                    shared = [*shared, run[-1]]
-                else:
-                    shared = [*run]
-                last[j] = place, shared
-                found[i, j] = max(found.get((i, j), []), shared, key=len)
-    return [Overlap(*at, " ".join(run)) for at, run in found.items()]
+            if run not in known:
+                places.setdefault(run, []).append((j, place))
+    longest: dict[tuple[int, int], list[str]] = {}
+    for i, text in enumerate(texts):
+        before: dict[tuple[int, int], list[str]] = {}
+        for run, _ in _runs(text, size):
+            now = {}
+            for j, place in places.get(run, ()):
+                shared = before.get((j, place - 1))
+                shared = [*shared, run[-1]] if shared else [*run]
+                now[j, place] = shared
+                longest[i, j] = max(longest.get((i, j), []), shared, key=len)
+            before = now
+    return [Overlap(*at, " ".join(run)) for at, run in longest.items()]
 
 
 def _runs(text: str, size: int) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -291,7 +290,8 @@ def _grown(count: int, seed: int = 0) -> list[str]:
     fields = ("instruction", "question", "text", "hypothesis", "story")
     found = set()
     data = Path(__file__).resolve().parent.parent / "data"
-    for path in sorted(data.glob("*/*.jsonl")):
+    written = ("annotated", "collected", "defects", "heldout", "seeds")
+    for path in sorted(p for w in written for p in data.glob(f"{w}/*.jsonl")):
         for row in read_rows(path):
             for text in filter(None, map(row.get, fields)):
                 found |= {*re.split(r"(?<=[.?!])\s", text)}

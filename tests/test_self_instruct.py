@@ -10,6 +10,7 @@ import pytest
 from instructft.instance import read_rows
 from instructft.self_instruct import (
     Novelty,
+    alpaca_instances,
     free_instances,
     instructions_in,
     judged,
@@ -286,3 +287,59 @@ def test_command_says_what_is_wrong(words):
     done = command(*words)
     assert done.returncode and "Traceback" not in done.stderr
     assert "FOLDER" in done.stderr or "give the folder" in done.stderr
+
+
+# --- the Alpaca variant -----------------------------------------------------
+
+
+def one_call(items, first=4):
+    """A reply as the one-call prompt wants it, its head taken off."""
+    parts = [
+        f"{i}. Instruction: {asked}\n{i}. Input:\n{given}\n"
+        f"{i}. Output:\n{answer}\n"
+        for i, (asked, given, answer) in enumerate(items, start=first)
+    ]
+    return "###\n".join(parts).removeprefix(f"{first}. Instruction:")
+
+
+def test_alpaca_items_are_read_back():
+    items = [
+        ("Name a fruit that floats.", "<noinput>", "An apple."),
+        ("Say the time in words.", "16:45", "a quarter to five\nin 2. Input:"),
+        ("Draw the town by night.", "", "x"),
+        ("Write a program that adds.", "", "x"),
+        ("write a program that adds.", "", "x"),
+        ("Describe this song to me, or its music.", "", "x"),
+    ]
+    found = list(alpaca_instances(one_call(items), "stop"))
+    assert found[0] == (
+        {
+            "instruction": "Name a fruit that floats.",
+            "input": "",
+            "output": "An apple.",
+        },
+        "",
+    )
+    assert found[1][0]["output"].endswith("in 2. Input:")
+    rules = [rule for _, rule in found]
+    assert rules == [
+        *("", "", "keyword: draw", "asks for a program", ""),
+        "keyword: music",
+    ]
+    # as text-davinci-003 was cut off: only the last item goes
+    cut = list(alpaca_instances(one_call(items), "length"))
+    assert [rule for _, rule in cut] == [*rules[:-1], "the reply was cut off"]
+
+
+def test_alpaca_items_out_of_step_are_not_whole():
+    text = one_call(
+        [("Name a fruit now.", "", "Fig"), ("Sing it now.", "", "La")]
+    )
+    moved = text.replace("5. Output", "6. Output")
+    rules = [rule for _, rule in alpaca_instances(moved, "stop")]
+    assert rules == ["", "not a whole item"]
+    assert [rule for _, rule in alpaca_instances("", "stop")] == [
+        "not a whole item"
+    ]
+    empty = one_call([("", "", "Fig")])
+    assert [rule for _, rule in alpaca_instances(empty, "stop")] == ["empty"]

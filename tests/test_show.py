@@ -632,3 +632,100 @@ def test_browse():
     row.value = 1
     [shown] = seen.outputs
     assert "one: no?" in shown["data"]["text/plain"]
+
+
+# --- how a pool grows, how diverse it is ------------------------------------
+
+
+def test_growth_counts_every_candidate():
+    rules = [""] * 60 + ["too like a task: 0.8", ""] * 20 + ["keyword: draw"]
+    seen = show.growth(rules, window=50)
+    lines = seen.text.splitlines()
+    assert lines[0].startswith("    1 to    50  100.0% accepted")
+    assert lines[1].startswith("   51 to   100   60.0% accepted")
+    assert lines[2].startswith("  101 to   101    0.0% accepted")
+    counts = dict(reversed(line.split(None, 1)) for line in lines[3:])
+    wanted = {"accepted": "80", "too like a task": "20", "keyword": "1"}
+    assert counts == wanted
+    assert seen.png.startswith(b"\x89PNG")
+    assert show.growth([]).text == "(no candidates)"
+
+
+@given(st.lists(st.sampled_from(["", "a: 1", "b", "<b>$x$"]), max_size=30))
+@settings(max_examples=20, deadline=None)
+def test_growth_of_any_rules(rules):
+    text = show.growth(rules, window=7).text
+    counts = [
+        int(line.split()[0])
+        for line in text.splitlines()
+        if "% accepted" not in line and "no cand" not in line
+    ]
+    assert sum(counts) == len(rules)
+
+
+def test_sunburst_tells_the_commonest():
+    pairs = [("write", "poem")] * 3 + [("write", "letter"), ("name", "$x$")]
+    seen = show.sunburst(pairs, inner=2)
+    first, second, total = seen.text.splitlines()
+    assert first.split() == ["4", "write", "poem", "3,", "letter", "1"]
+    assert second.split()[:2] == ["1", "name"] and total == "5 of 5 pairs"
+    assert seen.png.startswith(b"\x89PNG")
+    assert "4 of 5 pairs" in show.sunburst(pairs, inner=1).text
+
+
+def test_live_is_drawn_in_one_place(monkeypatch):
+    import IPython.display
+
+    calls = []
+
+    class Handle:
+        def update(self, view):
+            calls.append(("update", view.text))
+
+    def display(view, display_id):
+        calls.append(("display", view.text))
+        return Handle()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    live = show.Live()
+    for text in "abc":
+        live.update(show.View(text))
+    assert calls == [("display", "a"), ("update", "b"), ("update", "c")]
+
+
+# --- rows judged by hand ----------------------------------------------------
+
+
+def test_labeller_keeps_each_verdict_and_goes_on(tmp_path):
+    path = tmp_path / "work" / "labels.jsonl"
+    rows = [
+        {"id": f"r{i}", "instruction": ATTACKS[i], "input": "", "output": "x"}
+        for i in range(3)
+    ]
+    box = show.labeller(rows, ["One?", "Two?"], path)
+    seen, one, two, following = box.children
+
+    def shown():
+        return seen.outputs[0]["data"]
+
+    assert "row 1 of 3" in shown()["text/plain"]
+    page = Page(shown()["text/html"])
+    assert page.tags <= {"div", "b", "br"} and ATTACKS[0] in page.text
+    two.value = True
+    following.click()
+    assert not two.value and "row 2 of 3" in shown()["text/plain"]
+    one.value = True
+    following.click()
+    # another day: what was judged is not asked again
+    again = show.labeller(rows, ["One?", "Two?"], path)
+    seen, *_, following = again.children
+    assert "row 3 of 3" in shown()["text/plain"]
+    following.click()
+    assert following.disabled and "all 3 rows" in shown()["text/plain"]
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert kept == [
+        {"id": "r0", "One?": False, "Two?": True},
+        {"id": "r1", "One?": True, "Two?": False},
+        {"id": "r2", "One?": False, "Two?": False},
+    ]
+    assert show.labeller(rows, ["One?"], path).children[-1].disabled

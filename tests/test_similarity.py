@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructft import similarity
-from instructft.similarity import Pool, groups, rouge_l, words
+from instructft.similarity import (
+    Pool,
+    groups,
+    minhash_pairs,
+    overlaps,
+    rouge_l,
+    words,
+)
 
 RUN = Path(__file__).parents[2] / "shared/parity/self_instruct_run"
 TEXTS = st.lists(st.sampled_from("a b c d e 7".split()), max_size=9).map(
@@ -181,3 +188,75 @@ def test_the_bench_prints_a_table():
     *_, head, line = done.stdout.splitlines()
     assert head.split()[:3] == ["texts", "accepted", "CPU-s"]
     assert line.split()[0] == "1,000" and 800 < int(line.split()[1]) < 1000
+
+
+# --- MinHash, and what stands in held-out texts ------------------------------
+
+
+def pairs_above(texts, above):
+    return {
+        (i, j)
+        for j, other in enumerate(texts)
+        for i, one in enumerate(texts[:j])
+        if rouge_l(one, other) > above
+    }
+
+
+def test_minhash_finds_most_and_not_all():
+    texts = similarity._grown(1200)
+    exact = pairs_above(texts[:300], 0.7)
+    wide = minhash_pairs(texts[:300], rows=2, bands=64)
+    assert exact <= wide and len(wide) > 5 * len(exact)
+    pool, exact = Pool(), set()
+    for j, text in enumerate(texts):
+        exact |= {(i, j) for i, _ in pool.near(text, 0.7)}
+        pool.add(text)
+    found = [
+        len(minhash_pairs(texts, *how) & exact) / len(exact)
+        for how in ((4, 32), (6, 21), (16, 8))
+    ]
+    assert found[0] > 0.9 and found[0] >= found[1] > found[2]
+
+
+def test_minhash_sees_sets_of_words_only():
+    texts = ["the dog bit the man", "The man bit the dog!", "", "?", "日本"]
+    assert minhash_pairs(texts) == {(0, 1)}
+    assert rouge_l(*texts[:2]) < 0.7
+    assert minhash_pairs(texts, seed=1) == {(0, 1)}
+    assert minhash_pairs([]) == set()
+
+
+def runs_by_hand(one, other, size):
+    """The longest run of words that two texts share, if long enough."""
+    a, b = words(one), words(other)
+    found = SequenceMatcher(None, a, b, False).find_longest_match()
+    return a[found.a : found.a + found.size] if found.size >= size else []
+
+
+@given(st.lists(TEXTS, max_size=4), st.lists(TEXTS, max_size=4))
+@settings(deadline=None)
+def test_overlaps_are_the_longest_common_runs(texts, held_out):
+    found = overlaps(texts, held_out, size=3)
+    lengths = {(o.text, o.held_out): len(o.words.split()) for o in found}
+    wanted = {
+        (i, j): len(runs_by_hand(one, other, 3))
+        for i, one in enumerate(texts)
+        for j, other in enumerate(held_out)
+        if runs_by_hand(one, other, 3)
+    }
+    assert lengths == wanted
+    for one in found:
+        assert f" {one.words} " in f" {' '.join(words(texts[one.text]))} "
+        assert one.words in " ".join(words(held_out[one.held_out]))
+
+
+def test_a_templates_words_are_no_overlap():
+    template = "Is the following sentence positive or negative? Sentence:"
+    held_out = [f"{template} I liked the old ferry a great deal."]
+    row = f"{template} She sold her boat."
+    assert len(overlaps([row], held_out, size=5)) == 1
+    assert overlaps([row], held_out, size=5, ignore=[template]) == []
+    copy = "They said: I liked the old ferry a great deal"
+    [found] = overlaps([row, copy], held_out, size=5, ignore=[template])
+    assert found.text == 1 and found.held_out == 0
+    assert found.words == "i liked the old ferry a great deal"
