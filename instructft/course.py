@@ -168,8 +168,8 @@ def fingerprint(notebook_path: Path | str) -> str:
 
     Counted are the code cells up to the one tagged `result`, as one list of
     syntax trees, so that comments, layout and where a cell ends do not
-    matter, and the lines with == of requirements.txt. Exercises and their
-    checks do not count.
+    matter, and the lines with == of requirements.txt that name the notebook
+    behind them, or none. Exercises and their checks do not count.
     """
     parts = []
     for cell in _cells(notebook_path):
@@ -182,7 +182,8 @@ def fingerprint(notebook_path: Path | str) -> str:
                 parts.append(source.strip())
         if "result" in tags:
             break
-    text = json.dumps([parts, sorted(_pins())])
+    number = Path(notebook_path).stem.split("_")[0]
+    text = json.dumps([parts, sorted(_pins(number))])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -246,11 +247,17 @@ def _package_hash() -> str:
     return digest.hexdigest()
 
 
-def _pins() -> list[str]:
+def _pins(number: str = "") -> list[str]:
+    """Return the pins; for a notebook, without those of others alone."""
     path = ROOT / "requirements.txt"
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    lines = [line.split("#")[0].strip() for line in lines]
-    return [line for line in lines if "==" in line]
+    found = []
+    for line in lines:
+        pin, _, why = line.partition("#")
+        numbers = re.findall(r"\b\d\d[ab]?\b", why)
+        if "==" in pin and (not number or not numbers or number in numbers):
+            found.append(pin.strip())
+    return found
 
 
 def _versions() -> dict[str, str]:

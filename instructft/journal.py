@@ -182,7 +182,7 @@ class Journal:
 
     @property
     def answered(self) -> Set[str]:
-        """The ids of all requests with a final result."""
+        """Return the ids of all requests with a final result."""
         return self._results.keys()
 
     def result(self, request: dict) -> dict | None:
@@ -332,7 +332,7 @@ class Journal:
 
     @property
     def cut_off(self) -> dict[str, int]:
-        """Requests whose answers never came: their ids, and a ticket each.
+        """Return requests whose answers never came: {id: ticket}.
 
         They count as paid. A batch's answers come when another process has
         the journal: `record` takes these tickets too.

@@ -336,8 +336,9 @@ def local(
 
     llama.cpp's own server, inside this process, by the package xllamacpp;
     it listens on 127.0.0.1 only. `slots` requests are answered at once,
-    each of at most `context` tokens with its reply. Seeded replies are the
-    same alone and side by side.
+    each of at most `context` tokens with its reply. Even at temperature 0 a
+    few replies differ from run to run: what is answered beside them, and
+    prompts still in memory, change roundings.
 
     >>> with local() as (base_url, key):  # doctest: +SKIP
     ...     Teacher("replies.jsonl", base_url, key).ask(requests)

@@ -343,7 +343,7 @@ def test_fingerprint_sees_code_and_pins_only(root):
 
     def changed(index, *cell):
         other = [*cells[:index], cell, *cells[index + 1 :]]
-        return course.fingerprint(lay(root, "08_y", *other)) != first
+        return course.fingerprint(lay(root, "07_y", *other)) != first
 
     assert not changed(2, "def f( x ):\n\n  return None  # because", "build")
     assert not changed(4, "mine = 3", "exercise")
@@ -351,8 +351,8 @@ def test_fingerprint_sees_code_and_pins_only(root):
     assert not changed(7, "'later'")
     split = [*cells[:6], ("import this",), *cells[6:]]
     whole = [*cells[:6], ("import this\nf(SEED)", "result"), cells[7]]
-    assert course.fingerprint(lay(root, "08_y", *split)) == (
-        course.fingerprint(lay(root, "09_z", *whole))
+    assert course.fingerprint(lay(root, "07_y", *split)) == (
+        course.fingerprint(lay(root, "07_z", *whole))
     )
     assert changed(1, "SEED = 1", "parameters")
     assert changed(2, "def f(x):\n    return False", "build")
@@ -363,6 +363,11 @@ def test_fingerprint_sees_code_and_pins_only(root):
     pins = root / "requirements.txt"
     pins.write_text("pip>=3\nnbclient==1.0  # 05, 07\n")
     assert course.fingerprint(path) == first
+    pins.write_text("nbclient==1.0  # 05, 07\npip==3  # 05a 10\n")
+    assert course.fingerprint(path) == first  # a pin of others alone
+    for other in ("pip==3  # 05 07", "pip==3", "pip==3  # all; >= 4.6.2"):
+        pins.write_text(f"nbclient==1.0  # 05, 07\n{other}\n")
+        assert course.fingerprint(path) != first
     pins.write_text("nbclient==1.1\n")
     assert course.fingerprint(path) != first
 

@@ -326,6 +326,28 @@ def rule_what_is_imported_exists(number, notebook):
                         yield f"{name}: no instructft.{home}.{attribute}"
 
 
+def rule_pins_name_the_notebook(number, notebook):
+    """A pinned package that the cells import has the number behind it."""
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    numbers = {
+        line.split("==")[0]: re.findall(r"\b\d\d[ab]?\b", line.split("#")[1])
+        for line in lines
+        if "==" in line and "#" in line and not line.startswith("#")
+    }
+    for name, tree in trees(notebook):
+        for node in ast.walk(tree):
+            match node:
+                case ast.Import(names=[ast.alias(name=module), *_]):
+                    pass
+                case ast.ImportFrom(module=str(module)):
+                    pass
+                case _:
+                    continue
+            named = numbers.get(module.split(".")[0])
+            if named and number not in named:
+                yield f"{name}: requirements.txt: {module} lacks {number}"
+
+
 RULES = {
     name.removeprefix("rule_"): rule
     for name, rule in list(globals().items())
@@ -552,6 +574,11 @@ BREAKS = {
         change(1, IMPORT, "from instructft.masking import label"),
         change(1, IMPORT, "from instructft.masks import labels"),
         change(3, "show.table", "show.tables"),
+    ],
+    # the example is 09, which no pin names
+    "pins_name_the_notebook": [
+        change(1, IMPORT, "import trl"),
+        change(1, IMPORT, "from peft.tuners import lora"),
     ],
 }
 

@@ -29,6 +29,8 @@ SMALL = {
         "TRAIN_ROWS": 12,
         "HELD_OUT_ROWS": 6,
     },
+    "02b": {},
+    "03": {},
     "07": {"TRAIN_ROWS": 64, "HELD_OUT_ROWS": 16, "PLAIN_TEXTS": 4},
 }
 ARCHIVES = {"02a": ["vader", "promptsource", "evals"], "07": ["vader"]}
@@ -115,7 +117,7 @@ def run(root, number, capsys):
     return json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("number", ["00", "01", "02a"])
+@pytest.mark.parametrize("number", ["00", "01", "02a", "02b", "03"])
 def test_runs_as_it_is_and_its_stable_outputs_hold(number, root, capsys):
     need_archives(number)
     committed = json.loads(find(root, number).read_text("utf-8"))
