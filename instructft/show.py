@@ -535,7 +535,8 @@ def sunburst(pairs: Sequence[tuple[str, str]], inner: int = 20) -> View:
         ):
             for name, size in parts:
                 ring[0].append(size)
-                ring[1].append(name)
+                # on a sliver it would lie across its neighbours
+                ring[1].append(name if size > len(pairs) / 150 else "")
                 ring[2].append(colour)
         named = ", ".join(f"{name} {n}" for name, n in common)
         text.append(f"{count:4}  {first:14} {named}")

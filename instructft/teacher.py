@@ -416,6 +416,8 @@ class _Run:
         # rows that pause before another try leave their place to others
         workers = min(teacher.at_once * 2, len(self.requests))
         self._slots = asyncio.Semaphore(teacher.at_once)
+        # sent and not yet on the disk: a kill may have these paid again
+        self._unsafe = asyncio.Semaphore(teacher.at_once * 9 // 8)
         # some wait for the disk while all that may be under way are
         self._ahead = asyncio.Semaphore(teacher.at_once * 9 // 8 + 1)
         self._settled = asyncio.Event()
@@ -476,22 +478,26 @@ class _Run:
                 ticket = await self._intend(book, request, most)
                 if ticket is None:
                     return None
+                await self._unsafe.acquire()
+            try:
                 async with self._slots:
                     came = await self._sent(client, request)
-            if came.state != "ok":
-                counts = self.teacher.failures
-                name = came.reason.split(":")[0] or came.state
-                counts[name] = counts.get(name, 0) + 1
-            last = not came.again or not left
-            result = await book.record(
-                ticket,
-                came.state,
-                {"text": came.text, "reason": came.reason},
-                came.usage,
-                came.cost,
-                # what failed is asked again by the next call
-                last and came.state != "failed",
-            )
+                if came.state != "ok":
+                    counts = self.teacher.failures
+                    name = came.reason.split(":")[0] or came.state
+                    counts[name] = counts.get(name, 0) + 1
+                last = not came.again or not left
+                result = await book.record(
+                    ticket,
+                    came.state,
+                    {"text": came.text, "reason": came.reason},
+                    came.usage,
+                    came.cost,
+                    # what failed is asked again by the next call
+                    last and came.state != "failed",
+                )
+            finally:
+                self._unsafe.release()
             self._settled.set()
             if came.stops:
                 return None

@@ -281,6 +281,41 @@ def test_the_slider_of_02a_by_keyboard_and_mouse(lab, page, tmp_path):
     page.screenshot(path=tmp_path / "02a-slider.png")
 
 
+def test_rows_of_03_are_judged_by_keyboard_and_mouse(lab, page, tmp_path):
+    page, _ = page
+    path = find(tmp_path, "03")
+    keep_until(path, "03-judge")
+    cells, _ = run_all(page, lab, path)
+    assert not errors_in(cells)
+    area = page.locator(".jp-OutputArea").filter(
+        has=page.locator(".widget-checkbox")
+    )
+    boxes = area.locator("input[type=checkbox]")
+    seen = area.locator(".widget-output")
+    following = area.locator("button.widget-button")
+    boxes.first.scroll_into_view_if_needed()
+    assert boxes.count() == 4
+    seen.get_by_text("row 1 of 50").wait_for()
+    boxes.nth(0).click()
+    boxes.nth(2).click()
+    following.click()
+    seen.get_by_text("row 2 of 50").wait_for()
+    assert not boxes.nth(0).is_checked()
+    # the next one by keyboard alone
+    boxes.nth(3).focus()
+    page.keyboard.press("Space")
+    following.focus()
+    page.keyboard.press("Enter")
+    seen.get_by_text("row 3 of 50").wait_for()
+    page.screenshot(path=tmp_path / "03-judge.png")
+    rows = read_rows(tmp_path / "data/work/03/labels.jsonl")
+    assert [list(row.values())[1:] for row in rows] == [
+        [True, False, True, False],
+        [False, False, False, True],
+    ]
+    assert rows[0]["id"] == "self-instruct-00"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_run_all_in_the_browser(name, lab, page, tmp_path):
     page, urls = page

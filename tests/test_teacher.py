@@ -1,8 +1,13 @@
 """The teacher against a server that misbehaves in every known way."""
 
 import json
+import os
+import random
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,7 +15,13 @@ import pytest
 
 from instructft import teacher as module
 from instructft.instance import read_rows, write_rows
-from instructft.journal import JournalError, OverBudget, receipt, request_id
+from instructft.journal import (
+    JournalError,
+    OverBudget,
+    receipt,
+    recorded,
+    request_id,
+)
 from instructft.teacher import (
     LOCAL,
     NotRecorded,
@@ -604,3 +615,111 @@ def test_the_local_endpoint(tmp_path):
     # it went away with its block
     [reply] = Teacher(tmp_path / "d", base_url, key, tries=1).ask(requests[:1])
     assert reply.state == "failed"
+
+
+# --- killed -----------------------------------------------------------------
+
+CHILD = """
+import sys
+from instructft.teacher import Teacher
+wish = [
+    {"model": "m", "max_tokens": 5, "seed": seed,
+     "messages": [{"role": "user", "content": f"number {seed}"}]}
+    for seed in range(int(sys.argv[3]))
+]
+replies = Teacher(
+    sys.argv[1], sys.argv[2], "none", price=(1, 1), at_once=4
+).ask(wish)
+assert [r.text for r in replies] == [w["messages"][0]["content"] for w in wish]
+"""
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_paid_again(server, tmp_path):
+    """KILLS=200 makes it long."""
+    kills, rows = int(os.environ.get("KILLS", 5)), 400
+    chance = random.Random(0)
+    billed, lock = Counter(), threading.Lock()
+
+    def answer(request, count):
+        time.sleep(chance.uniform(0.002, 0.02))
+        with lock:  # it is charged, whoever hears of it
+            billed[request["seed"]] += 1
+        return body(request["messages"][0]["content"])
+
+    server.answer = answer
+    server.handle_error = lambda *words: None  # who asked is dead
+    done, extra, sets = 0, [], 0
+    while done < kills:
+        path = tmp_path / f"{sets}.jsonl"
+        billed.clear()
+        killed = 0
+        command = [sys.executable, "-c", CHILD, path, server.url, str(rows)]
+        while True:
+            child = subprocess.Popen(command, stderr=subprocess.PIPE)
+            before = sum(billed.values())
+            target = before + chance.randrange(1, rows // 10)
+            while sum(billed.values()) < target and child.poll() is None:
+                time.sleep(0.001)
+            if done < kills and child.poll() is None:
+                time.sleep(chance.uniform(0, 0.01))
+                child.kill()
+                killed, done = killed + 1, done + 1
+            said = child.communicate()[1]
+            if child.returncode == 0:
+                break
+            assert not said  # killed, and by nothing else
+        final = recorded(path)  # whole, every line of it
+        assert len(final) == len(billed) == rows
+        assert {result["state"] for result in final.values()} == {"ok"}
+        again = sum(billed.values()) - rows
+        assert again <= 4 * killed, f"{again} paid again by {killed} kills"
+        counted = sum(line["calls"] for line in receipt(path))
+        assert counted >= sum(billed.values())  # no bill is a surprise
+        extra.append(again)
+        sets += 1
+    print(f"{done} kills, {sets} sets, paid again a kill {sum(extra) / done}")
+
+
+def test_no_budget_is_exceeded_whatever_fails(server, make, tmp_path):
+    """The endpoint keeps the bill itself. BUDGETS=500 makes it long."""
+    spent = 0
+    for case in range(int(os.environ.get("BUDGETS", 40))):
+        chance = random.Random(case)
+        price = [chance.choice((0.5, 3, 40, 1000)) for _ in range(2)]
+        bill, lock = [], threading.Lock()
+
+        def answer(request, count, chance=chance, bill=bill, lock=lock):
+            kind = chance.random()
+            if kind < 0.1:
+                return error(429)
+            tokens = chance.randrange(request["max_tokens"] + 1)
+            usage = {"prompt_tokens": 9, "completion_tokens": tokens}
+            with lock:
+                bill.append(usage)  # also where the answer then gets lost
+            if kind < 0.2:
+                return None
+            if kind < 0.3:
+                return error(500)
+            if kind < 0.4:
+                return body(usage=None)
+            return body(reason="length" if kind < 0.5 else "stop", usage=usage)
+
+        server.answer = answer
+        wish = [
+            ask(f"{case} {i}", max_tokens=chance.randrange(1, 60))
+            for i in range(chance.randrange(1, 15))
+        ]
+        teacher = make(price=tuple(price), at_once=chance.randrange(1, 9))
+        teacher.journal = tmp_path / f"{case}.jsonl"
+        whole = teacher.estimate(wish)["dollars, at most"]
+        teacher.budget = whole * Decimal(str(chance.uniform(0.05, 2)))
+        for _ in range(chance.randrange(1, 4)):  # and again, from there
+            try:
+                replies = teacher.ask(wish)
+                assert len(replies) == len(wish)
+            except Stopped as stopped:
+                assert "budget" in str(stopped)
+        paid = sum(teacher.cost(usage) for usage in bill)
+        assert paid <= teacher.budget, f"case {case}: {paid}"
+        spent += bool(paid)
+    assert spent > case / 2
