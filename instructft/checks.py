@@ -180,6 +180,8 @@ def cost(compute: Callable) -> None:
     for one, price in ((None, (1.0, 2.0)), (usage, None)):
         if compute(one, price) is not None:
             return _say("what nobody knows is None, not a number")
+    if compute(usage, (0, 0)) is None:
+        return _say("a price of nothing is known: it costs 0, not None")
     found = compute(usage, (0.5, 1.5))
     if not isinstance(found, (int, float)):
         return _say("return dollars")
@@ -199,8 +201,9 @@ def pause(compute: Callable) -> None:
         ((2, 45), 45, "the endpoint asked for 45 seconds"),
         ((1, 120), 120, "two minutes are not more than two minutes"),
         ((1, 121), None, "over two minutes: give up"),
-        ((5, None), None, "five failures are enough: give up"),
-        ((5, 10), None, "five failures are enough, whatever is asked"),
+        ((7, None), 30, "never more than 30 seconds of our own"),
+        ((8, None), None, "eight failures are enough: give up"),
+        ((8, 10), None, "eight failures are enough, whatever is asked"),
     ]
     for given, wanted, why in cases:
         if (found := compute(*given)) != wanted:
@@ -214,9 +217,13 @@ def again(rule: Callable) -> None:
         ((429, "insufficient_quota", ""), False, "no money comes by waiting"),
         ((401, "invalid_api_key", ""), False, "the key stays wrong"),
         ((404, "model_not_found", ""), False, "the model stays unknown"),
+        ((402, None, ""), False, "402 means: pay first"),
+        ((0, None, ""), True, "no status: the connection broke"),
         ((400, "invalid", ""), False, "a bad request stays bad"),
         ((200, None, "refused"), False, "a refusal is an answer, and paid"),
         ((200, None, "length"), False, "a cut answer is one, and paid"),
+        ((200, None, "filtered"), False, "the filter will say so again"),
+        ((200, None, "empty"), False, "silence is an answer, and paid"),
         ((200, None, "ok"), False, "all went well"),
         ((200, None, "malformed"), True, "a broken reply may come whole"),
         ((429, "rate_limit_exceeded", ""), True, "too many passes by itself"),
@@ -283,6 +290,8 @@ def is_copy(rule: Callable) -> None:
         ("Name a fruit.", "Sing about the sea.", False, "nothing in common"),
         ("a b c d e f g", "a b c d e x y", True, "0.714"),
         ("a b c d e f g h i j", "a b c d e f w x y z", False, "0.6"),
+        ("a b c d", "a b c d e f g h", False, "0.67: half of one text"),
+        ("a b c d e f g h", "a b c d", False, "0.67: half of one text"),
         ("?!", "?!", False, "no word at all: nothing to compare"),
     ]
     for one, other, wanted, why in cases:

@@ -107,11 +107,12 @@ def _events(path: str | Path) -> Iterator[dict]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             event = _event(line)
-            if event is None:
+            if event is not None:
+                yield event
+            elif file.read(1):  # a torn last line is an event that was not
                 raise JournalError(
                     f"{path}:{number}: not a whole line: put back a copy"
                 )
-            yield event
 
 
 class Journal:
@@ -210,10 +211,16 @@ class Journal:
                 f"budget of ${self.budget}"
             )
 
-    async def intend(self, request: dict, most: Decimal | float | None) -> int:
+    async def intend(
+        self,
+        request: dict,
+        most: Decimal | float | None,
+        batch: bool = False,
+    ) -> int:
         """Write that a request is about to be sent; return its ticket.
 
-        `most` is what it may cost, in dollars; None if nobody knows. Raises
+        `most` is what it may cost, in dollars; None if nobody knows; `batch`
+        says that its answer comes by a file, to another process. Raises
         OverBudget, before anything is written, if that is more than is
         left, or if there is a budget and the price is not known.
         """
@@ -227,6 +234,7 @@ class Journal:
             "most": None if most is None else str(cost),
             "at": round(time.time(), 3),
             "request": request,
+            **({"batch": True} if batch else {}),
         }
         # counted before the wait, so that no other can spend it meanwhile
         self._apply(event)
@@ -338,6 +346,12 @@ class Journal:
         the journal: `record` takes these tickets too.
         """
         return {intent["id"]: t for t, intent in self._late.items()}
+
+    @property
+    def in_batches(self) -> Set[str]:
+        """Return the ids of requests whose answers come by a file."""
+        late = self._late.values()
+        return {intent["id"] for intent in late if intent.get("batch")}
 
     async def _append(self, event: dict) -> dict:
         """Write an event; return it, or the result, when it is on the disk.

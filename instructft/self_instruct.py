@@ -79,8 +79,8 @@ class Verdict(NamedTuple):
 
     instruction: str
     rule: str  # what rejected it; "" if it was accepted
-    near: dict[str, float]  # the ten most alike, ROUGE-L F
-    mean: float  # over the whole pool
+    near: dict[str, float]  # the most alike, ROUGE-L F, ten at most
+    mean: float  # over the whole pool; 0 if no log is kept
 
 
 class Novelty:
@@ -93,27 +93,39 @@ class Novelty:
     ''
     """
 
-    def __init__(self, seeds: Iterable[str], above: float = 0.7):
-        self.above = above
+    def __init__(
+        self, seeds: Iterable[str], above: float = 0.7, log: bool = False
+    ):
+        self.above, self.log = above, log
         self.texts = list(seeds)
         self._pool = Pool(self.texts)
 
     def judge(self, instruction: str) -> Verdict:
-        """Accept a candidate into the pool, or say what it is too like."""
-        import numpy as np
+        """Accept a candidate into the pool, or say what it is too like.
 
-        scores = self._pool.scores(instruction)
-        # of equal scores the first in the pool; numpy orders them otherwise
-        order = np.argsort(-np.array(scores), kind="stable")[:10]
+        With `log`, scores are computed against the whole pool, as published
+        logs have them: much slower, for the same verdict.
+        """
+        if self.log:
+            scores = dict(enumerate(self._pool.scores(instruction)))
+        else:
+            scores = dict(self._pool.near(instruction, self.above))
+        # of equal scores the first in the pool
+        order = sorted(scores, key=scores.get, reverse=True)[:10]
         near = {self.texts[i]: scores[i] for i in order}
-        most, mean = max(scores, default=0.0), float(np.mean(scores))
+        most = max(scores.values(), default=0.0)
+        mean = sum(scores.values()) / len(scores) if self.log and scores else 0
         rule = ""
         if most > self.above:
             rule = f"too like a task of the pool: {most:.2f}"
         else:
-            self.texts.append(instruction)
-            self._pool.add(instruction)
-        return Verdict(instruction, rule, near, mean)
+            self.add(instruction)
+        return Verdict(instruction, rule, near, float(mean))
+
+    def add(self, instruction: str) -> None:
+        """Put a task into the pool, whatever it is like."""
+        self.texts.append(instruction)
+        self._pool.add(instruction)
 
 
 def judged(
@@ -278,7 +290,7 @@ def replay_instructions(seeds: Sequence[str], rows: Sequence[dict]) -> dict:
     similarities), `scores equal`, `means equal`, `above 0.7`, and `differing`:
     (how, text).
     """
-    novelty = Novelty(seeds)
+    novelty = Novelty(seeds, log=True)
     verdicts: list[Verdict] = []
     last = None
     for row in rows:
@@ -306,15 +318,14 @@ def replay_alpaca(seeds: Sequence[str], rows: Sequence[dict]) -> dict:
     Its raw replies are not kept, so only novelty and the logged
     similarities can be compared. Returns counts as `replay_instructions`.
     """
-    novelty, ours = Novelty(seeds), []
+    novelty, ours = Novelty(seeds, log=True), []
     rules = {"too like a task of the pool": 0}
     for row in rows:
         verdict = novelty.judge(row["instruction"])
         if verdict.rule:
             rules["too like a task of the pool"] += 1
             # it is in the published pool all the same
-            novelty.texts.append(row["instruction"])
-            novelty._pool.add(row["instruction"])
+            novelty.add(row["instruction"])
         ours.append(verdict)
     found = _compared(rows, ours, "most_similar_instructions")
     found["accepted"] = len(rows) - sum(rules.values())

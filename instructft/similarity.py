@@ -191,9 +191,10 @@ def minhash_pairs(
 
     Broder, "On the resemblance and containment of documents", 1997: of the
     sets of words, `bands` x `rows` random minima each. Two texts are a pair
-    if they agree on a whole band, so about (1 / bands) ** (1 / rows) of
-    Jaccard similarity is where half are found. Blind to the order of words,
-    and inexact: measure its recall against `Pool` on a sample of your texts.
+    if all minima of one band agree, so half of those are found that have a
+    Jaccard similarity of (1 - 0.5 ** (1 / bands)) ** (1 / rows). Blind to
+    the order of words, and inexact: measure its recall against `Pool` on a
+    sample of your texts.
 
     >>> minhash_pairs(["Name a red fruit.", "Sing.", "Name a red fruit!"])
     {(0, 2)}

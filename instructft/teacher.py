@@ -31,7 +31,12 @@ LOCAL = "SmolLM2-135M-Instruct"  # the embedded model, as `local` names it
 SHARED = 8  # workers to a client: its pool looks at each connection each time
 LONGEST_WAIT = 120  # seconds; an endpoint that asks for more stops the run
 AGAIN = {408, 409, 429, 500, 502, 503, 504, 529}  # worth another try
-FATAL = {401, 403, 404}  # no other row will fare better
+FATAL = {401, 402, 403, 404}  # no other row will fare better
+# What a reply may do without; no other parameter is ever left out
+OPTIONAL = {
+    *("temperature", "top_p", "seed", "frequency_penalty"),
+    *("presence_penalty", "logit_bias", "logprobs", "top_logprobs", "user"),
+}
 
 
 class Reply(NamedTuple):
@@ -213,36 +218,44 @@ class Teacher:
             else sum(most, Decimal(0)),
         }
 
-    def batch(self, requests: Sequence[dict], path: str | Path) -> int:
+    def batch(
+        self, requests: Sequence[dict], path: str | Path, again: bool = False
+    ) -> int:
         """Write what the journal lacks as a file for a Batch API.
 
         Endpoints answer such a file within a day, mostly at half the price
         (`price` is then that of the batch). Each row is intended in the
-        journal: until its result is read, it counts as paid. Returns how
-        many were written; those of an earlier file that has not come back
-        are written again, and not paid again. Raises OverBudget before the
-        file is written.
+        journal: until its result is read, it counts as paid, and `ask` would
+        send it (and pay it) apart. Rows of an earlier file that has not come
+        back are left out, unless `again`: then they are paid again. Returns
+        how many were written. Raises OverBudget before the file is.
         """
         once = {request_id(request): request for request in requests}
         with Journal(self.journal, self.budget) as book:
-            lines = _run(self._batched(book, once))
+            under_way = {} if again else book.in_batches
+            lines = _run(self._batched(book, once, under_way))
         write_rows(path, lines)
         return len(lines)
 
-    async def _batched(self, book: Journal, once: dict) -> list[dict]:
-        lines, priced, cut_off = [], {}, book.cut_off
-        for name, request in once.items():
-            if book.result(request) is None:
-                url = "completions" if "prompt" in request else CHAT
-                body = {"method": "POST", "url": f"/v1/{url}", "body": request}
-                lines.append({"custom_id": name, **body})
-                if name not in cut_off:
-                    priced[name] = self.most(request)
-        book.afford(priced.values())
-        await asyncio.gather(
-            *(book.intend(once[name], most) for name, most in priced.items())
-        )
-        return lines
+    async def _batched(self, book: Journal, once: dict, under_way) -> list:
+        fresh = {
+            name: request
+            for name, request in once.items()
+            if name not in under_way and name not in book.answered
+        }
+        most = [self.most(request) for request in fresh.values()]
+        book.afford(most)
+        pairs = zip(fresh.values(), most, strict=True)
+        await asyncio.gather(*(book.intend(*pair, True) for pair in pairs))
+        return [
+            {
+                "custom_id": name,
+                "method": "POST",
+                "url": f"/v1/{'completions' if 'prompt' in request else CHAT}",
+                "body": request,
+            }
+            for name, request in fresh.items()
+        ]
 
     def read_batch(self, path: str | Path) -> dict[str, int]:
         """Take a Batch API's result file into the journal; count by state.
@@ -257,7 +270,7 @@ class Teacher:
 
     async def _from_batch(self, book: Journal, rows: list[dict]) -> dict:
         counts: dict[str, int] = {}
-        run, tickets = _Run(self, []), book.cut_off
+        run, tickets, events = _Run(self, []), book.cut_off, []
         for row in rows:
             name = row.get("custom_id")
             answer = row.get("response") or {}
@@ -270,15 +283,17 @@ class Teacher:
                 came = _Came("failed", f"batch: {why}", cost=Decimal(0))
             else:
                 came = run._read(answer.get("body"))
-            await book.record(
+            event = book.record(
                 tickets.pop(name),
                 came.state,
                 {"text": came.text, "reason": came.reason},
                 came.usage,
                 came.cost,
-                came.state != "failed",
+                came.state not in ("failed", "malformed"),
             )
+            events.append(event)
             counts[came.state] = counts.get(came.state, 0) + 1
+        await asyncio.gather(*events)  # they share their syncs
         return counts
 
     def cost(self, usage: dict | None) -> Decimal | None:
@@ -490,11 +505,11 @@ class _Run:
                 result = await book.record(
                     ticket,
                     came.state,
-                    {"text": came.text, "reason": came.reason},
+                    self._kept(came, request),
                     came.usage,
                     came.cost,
                     # what failed is asked again by the next call
-                    last and came.state != "failed",
+                    last and came.state not in ("failed", "malformed"),
                 )
             finally:
                 self._unsafe.release()
@@ -594,6 +609,16 @@ class _Run:
             "failed", f"{status}: {why}", again=True, wait=wait, cost=cost
         )
 
+    def _kept(self, came: "_Came", request: dict) -> dict:
+        """Return what the journal keeps of a try: also what was not sent."""
+        kept = {"text": came.text, "reason": came.reason}
+        given_up = [
+            name
+            for name in request
+            if f"{request['model']}: {name}" in self.teacher.dropped
+        ]
+        return kept | ({"dropped": given_up} if given_up else {})
+
     def _negotiated(self, request: dict) -> dict:
         """Leave out, or rename, what this model's endpoint refused."""
         sent = dict(request)
@@ -617,7 +642,7 @@ class _Run:
         if name == "max_tokens" and "max_completion_tokens" in text:
             self.teacher.dropped[key] = "sent as max_completion_tokens"
             return True
-        if refused and name not in ("model", "messages", "prompt"):
+        if refused and name in OPTIONAL:
             self.teacher.dropped[key] = "left out"
             return True
         return False

@@ -313,7 +313,7 @@ def test_rows_of_03_are_judged_by_keyboard_and_mouse(lab, page, tmp_path):
         [True, False, True, False],
         [False, False, False, True],
     ]
-    assert rows[0]["id"] == "self-instruct-00"
+    assert len({row["id"] for row in rows}) == 2
 
 
 @pytest.mark.parametrize("name", NAMES)

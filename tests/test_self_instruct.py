@@ -159,7 +159,7 @@ def test_a_run_by_other_rules_is_told_apart(run, monkeypatch):
     assert len(replay_instructions(seeds, other)["differing"]) == 2
     other = [rows[1], rows[0], *rows[2:]]
     assert len(replay_instructions(seeds, other)["differing"]) == 2
-    monkeypatch.setattr(Novelty.__init__, "__defaults__", (0.4,))
+    monkeypatch.setattr(Novelty.__init__, "__defaults__", (0.4, True))
     assert replay_instructions(seeds, rows)["differing"]
 
 

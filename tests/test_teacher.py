@@ -1,5 +1,6 @@
 """The teacher against a server that misbehaves in every known way."""
 
+import asyncio
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 from instructft import teacher as module
 from instructft.instance import read_rows, write_rows
 from instructft.journal import (
+    Journal,
     JournalError,
     OverBudget,
     receipt,
@@ -167,7 +169,10 @@ def test_recorded_replies_are_those_of_the_run(make, tmp_path):
     with pytest.raises(FileNotFoundError):
         Recorded(tmp_path / "none.jsonl")
     with open(tmp_path / "journal.jsonl", "ab") as file:
-        file.write(b"torn")
+        file.write(b"torn")  # an event that was not
+    assert Recorded(tmp_path / "journal.jsonl").ask(asks(3)) == live
+    with open(tmp_path / "journal.jsonl", "ab") as file:
+        file.write(b"\nmore\n")
     with pytest.raises(JournalError, match="journal.jsonl:7"):
         Recorded(tmp_path / "journal.jsonl")
 
@@ -183,8 +188,6 @@ def test_no_requests(make, server):
 
 
 def test_within_an_event_loop(make):
-    import asyncio
-
     async def cell():  # as in a notebook
         return make().ask(asks(2))
 
@@ -290,9 +293,13 @@ def test_a_batch_comes_back_into_the_journal(make, server, tmp_path):
     [paid, waiting] = receipt(teacher.journal)
     most = [teacher.most(line["body"]) for line in lines]
     assert waiting["dollars, at most"] == sum(most)
-    # lost and written again: not reserved twice
-    assert teacher.batch(asks(4), wanted) == 3
-    assert receipt(teacher.journal) == [paid, waiting]
+    # under way: left out of another file, unless it shall be paid again
+    other = tmp_path / "other.jsonl"
+    assert teacher.batch(asks(5), other) == 1
+    assert read_rows(other)[0]["body"] == ask("number 4")
+    assert receipt(teacher.journal)[1]["calls"] == 5
+    assert teacher.batch([ask("number 4")], other, again=True) == 1
+    assert receipt(teacher.journal)[1]["calls"] == 6
 
     came = tmp_path / "came.jsonl"
     late = {"code": "batch_expired", "message": f"too late, {KEY}"}
@@ -315,7 +322,8 @@ def test_a_batch_comes_back_into_the_journal(make, server, tmp_path):
     assert KEY.encode() not in teacher.journal.read_bytes()
     states = {line["state"]: line for line in receipt(teacher.journal)}
     assert states["failed"]["dollars"] == states["ok"]["price unknown"] == 0
-    assert states["no answer"]["dollars, at most"] == most[3]
+    twice = 2 * teacher.most(ask("number 4"))
+    assert states["no answer"]["dollars, at most"] == most[3] + twice
     # what came is not sent again, what expired is
     replies = teacher.ask(asks(3))
     assert [reply.text for reply in replies] == [
@@ -324,6 +332,23 @@ def test_a_batch_comes_back_into_the_journal(make, server, tmp_path):
         "late",
     ]
     assert replies[0] == known[0] and len(server.got) == sent + 1
+
+
+def test_rows_of_a_killed_run_go_into_a_batch(make, server, tmp_path):
+    async def killed():  # asked, and never heard of again
+        await book.intend(ask(), 1)
+
+    with Journal(make().journal) as book:
+        asyncio.run(killed())
+    teacher, wanted = make(price=(1, 1), budget=5), tmp_path / "wanted.jsonl"
+    assert teacher.batch([ask()], wanted) == 1
+    assert teacher.batch([ask()], wanted) == 0
+    line = {"custom_id": request_id(ask())}
+    write_rows(wanted, [answered(line)])
+    assert teacher.read_batch(wanted) == {"ok": 1}
+    assert teacher.ask([ask()])[0].text == "late" and not server.got
+    # the first one stays paid: nobody knows
+    assert [line["calls"] for line in receipt(teacher.journal)] == [1, 1]
 
 
 def test_a_batch_keeps_the_budget(make, server, tmp_path):
@@ -363,9 +388,13 @@ def test_states(server, make, found, state, calls):
     [reply] = make(tries=3).ask([ask()])
     assert reply.state == state and reply.reason
     assert len(server.got) == calls
-    # it was paid: it is kept, and not asked again
+    # it was paid: it is kept, and not asked again; but an outage may end
+    lasts = state != "malformed"
     assert make(tries=3).ask([ask()]) == [reply]
-    assert len(server.got) == calls
+    assert len(server.got) == (calls if lasts else 2 * calls)
+    server.answer = lambda request, count: body("whole")
+    [later] = make().ask([ask()])
+    assert later == reply if lasts else later.text == "whole"
 
 
 def test_a_reply_without_usage_has_no_known_cost(server, make):
@@ -723,3 +752,32 @@ def test_no_budget_is_exceeded_whatever_fails(server, make, tmp_path):
         assert paid <= teacher.budget, f"case {case}: {paid}"
         spent += bool(paid)
     assert spent > case / 2
+
+
+def test_no_bound_is_dropped_to_please_an_endpoint(server, make, tmp_path):
+    """Left out, the limit of a reply would be none: no budget could hold."""
+
+    def answer(request, count):
+        for name in ("max_completion_tokens", "response_format", "seed"):
+            if name in request:
+                return error(400, "unsupported_parameter", name, name)
+        return body()
+
+    server.answer = answer
+    bound = {"max_completion_tokens": 9}
+    form = {"response_format": {"type": "json_object"}}
+    wish = [ask() | bound, ask() | form, ask(seed=1)]
+    teacher = make(price=(1, 1), budget=1, at_once=1)
+    states = [reply.state for reply in teacher.ask(wish)]
+    assert states == ["failed", "failed", "ok"]
+    assert teacher.dropped == {"m: seed": "left out"}
+    # the journal says what the reply was made without
+    [kept] = recorded(teacher.journal).values()
+    assert kept["reply"]["dropped"] == ["seed"]
+
+
+def test_no_money_left_stops_the_run(server, make):
+    server.answer = lambda request, count: error(402, message="pay first")
+    with pytest.raises(Stopped, match="402: .*pay first"):
+        make(at_once=1).ask(asks(5))
+    assert len(server.got) == 1
