@@ -34,12 +34,15 @@ def request_id(request: dict) -> str:
     >>> request_id({"n": 1, "model": "m"})[:8]
     'af0555f4'
     """
-    return hashlib.sha256(_json(request, sort_keys=True)).hexdigest()
+    return hashlib.sha256(_SORTED(request).encode("ascii")).hexdigest()
 
 
-def _json(value, **how) -> bytes:
+_SORTED = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+
+def _json(value) -> bytes:
     # ASCII, so that lone surrogates and U+2028 cannot break a line
-    return json.dumps(value, separators=(",", ":"), **how).encode("ascii")
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def recorded(path: str | Path) -> dict[str, dict]:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -28,7 +28,7 @@ from instructft.journal import Journal, OverBudget, recorded, request_id
 ADDED = 256  # tokens that an endpoint's template may put around a prompt
 CHAT = "chat/completions"
 LOCAL = "SmolLM2-135M-Instruct"  # the embedded model, as `local` names it
-SHARED = 8  # workers to a client: its pool looks at each connection each time
+APART = 0.002  # seconds between the first requests of a run
 LONGEST_WAIT = 120  # seconds; an endpoint that asks for more stops the run
 AGAIN = {408, 409, 429, 500, 502, 503, 504, 529}  # worth another try
 FATAL = {401, 402, 403, 404}  # no other row will fare better
@@ -423,10 +423,9 @@ class _Run:
             bar.update(self.done - bar.n)
 
     async def _all(self) -> None:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from openai import AsyncOpenAI, DefaultAioHttpClient
 
         teacher = self.teacher
-        trusted = ssl.create_default_context()  # slow to make: one for all
         waiting = iter(enumerate(self.requests))
         # rows that pause before another try leave their place to others
         workers = min(teacher.at_once * 2, len(self.requests))
@@ -436,30 +435,30 @@ class _Run:
         # some wait for the disk while all that may be under way are
         self._ahead = asyncio.Semaphore(teacher.at_once * 9 // 8 + 1)
         self._settled = asyncio.Event()
-        async with AsyncExitStack() as clients:
-            book = clients.enter_context(
-                Journal(teacher.journal, teacher.budget)
-            )
+        client = AsyncOpenAI(
+            base_url=teacher.base_url,
+            api_key=teacher._key or "none",
+            max_retries=0,
+            timeout=teacher.timeout,
+            http_client=DefaultAioHttpClient(verify=_trusted()),
+        )
+        with Journal(teacher.journal, teacher.budget) as book:
             self.paid = book.paid
-            tasks = []
-            for number in range(workers):
-                if number % SHARED == 0:
-                    client = await clients.enter_async_context(
-                        AsyncOpenAI(
-                            base_url=teacher.base_url,
-                            api_key=teacher._key or "none",
-                            max_retries=0,
-                            timeout=teacher.timeout,
-                            http_client=DefaultAsyncHttpxClient(
-                                verify=trusted
-                            ),
-                        )
+            async with client:
+                await asyncio.gather(
+                    *(
+                        self._worker(client, book, waiting, number)
+                        for number in range(workers)
                     )
-                tasks.append(self._worker(client, book, waiting))
-            await asyncio.gather(*tasks)
+                )
             await book.settle()
 
-    async def _worker(self, client, book: Journal, waiting) -> None:
+    async def _worker(
+        self, client, book: Journal, waiting, number: int
+    ) -> None:
+        # all at once would be answered at once, each waiting for the others;
+        # and endpoints refuse a crowd
+        await asyncio.sleep(number * APART)
         for place, request in waiting:
             if self.why:
                 return
@@ -497,6 +496,7 @@ class _Run:
             try:
                 async with self._slots:
                     came = await self._sent(client, request)
+                await asyncio.sleep(0)  # the next is sent before this is kept
                 if came.state != "ok":
                     counts = self.teacher.failures
                     name = came.reason.split(":")[0] or came.state
@@ -576,10 +576,13 @@ class _Run:
             body = response.json()
         except openai.APIStatusError as error:
             return self._refused(error, request)
-        except openai.APITimeoutError:
-            return _Came("failed", "timeout: no reply in time", again=True)
         except openai.APIConnectionError as error:
-            why = self.teacher.scrubbed(error.__cause__ or error)
+            cause = error
+            while cause.__cause__:  # its transport calls all of them timeouts
+                cause = cause.__cause__
+            if isinstance(cause, TimeoutError):
+                return _Came("failed", "timeout: no reply in time", again=True)
+            why = self.teacher.scrubbed(cause)
             return _Came("failed", f"connection: {why}", again=True)
         except ValueError as error:  # not JSON
             why = self.teacher.scrubbed(error)
@@ -700,6 +703,12 @@ def _run(work: Coroutine) -> object:
     """Run a coroutine; a notebook's own event loop is busy with the cell."""
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(asyncio.run, work).result()
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Return the certificates that are trusted; slow to read."""
+    return ssl.create_default_context()
 
 
 def _reply_limit(request: dict) -> int:
