@@ -5,9 +5,13 @@ one stops with the offending row and the remedy.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
+from instructft.checkpoints import lacks
 from instructft.formatting import token_ids
+from instructft.machine import memory_gb
 from instructft.masking import IGNORE, supervised
 
 
@@ -39,8 +43,10 @@ def preflight(trainer, rows: int) -> list[Check]:
     """
     checks = [
         *_check_data(trainer, rows),
+        _check_batches(trainer),
         *_check_tokens(trainer),
         *_check_model(trainer),
+        _check_memory(trainer),
     ]
     if not all(check.ok for check in checks):
         raise NotReady(checks)
@@ -71,9 +77,9 @@ def samples(trainer) -> Iterator[tuple[list[int], list[int]]]:
 def _check_data(trainer, rows: int) -> list[Check]:
     args, tokenizer = trainer.args, trainer.processing_class
     stops = stop_ids(trainer)
-    header = _answer_header(tokenizer)
-    count, tokens, counted, empty, open_ended = 0, 0, 0, [], []
-    cut, elsewhere = [], []
+    template = _Template(tokenizer, stops)
+    lengths, counted, empty, open_ended = [], 0, [], []
+    cut, elsewhere, marked_text, twice = [], [], [], []
     for ids, marked in samples(trainer):
         answer = supervised(marked)
         # a line end after the end token may count too (prompt, completion)
@@ -84,18 +90,28 @@ def _check_data(trainer, rows: int) -> list[Check]:
         tail = next(
             (i for i, m in enumerate(reversed(marked)) if m != IGNORE), 0
         )
-        tokens += len(ids)
+        lengths.append(len(ids))
         counted += len(answer)
         if not answer:
-            empty.append(tokenizer.decode(ids[-40:]))
-        elif not stopped or _stops_early(marked, stops):
-            open_ended.append(tokenizer.decode(ids[-40:]))
-        if answer and not _starts_after(header, ids, marked):
-            elsewhere.append(tokenizer.decode(ids[-40:]))
+            empty.append(ids)
+        elif not stopped or template.stops_early(marked):
+            open_ended.append(ids)
+        if answer and not template.starts_after_header(ids, marked):
+            elsewhere.append(ids)
         full = args.max_length and len(ids) >= args.max_length
         if full and (not stopped or tail > 2):
-            cut.append(tokenizer.decode(ids[-40:]))
-        count += 1
+            cut.append(ids)
+        if template.stops_inside(ids):
+            marked_text.append(ids)
+        if template.opens_twice(ids):
+            twice.append(ids)
+
+    def first(found: list) -> str:
+        if not found:
+            return ""
+        return f", the first ends in {tokenizer.decode(found[0][-40:])!r}"
+
+    count, tokens = len(lengths), sum(lengths)
     longer = f"raise max_length (now {args.max_length}) or shorten the rows"
     share = counted / tokens if tokens else 0
     return [
@@ -108,13 +124,15 @@ def _check_data(trainer, rows: int) -> list[Check]:
         Check(
             "no row is cut",
             not cut,
-            f"{len(cut)} rows are cut at max_length" + _first(cut),
+            f"{len(cut)} rows are cut at max_length"
+            + first(cut)
+            + _quantiles(lengths),
             longer,
         ),
         Check(
             "every row teaches",
             count > 0 and not empty,
-            f"{len(empty)} rows without a token in the loss" + _first(empty),
+            f"{len(empty)} rows without a token in the loss" + first(empty),
             f"check the mask (assistant_only_loss); {longer}",
         ),
         Check(
@@ -128,7 +146,7 @@ def _check_data(trainer, rows: int) -> list[Check]:
             "every answer teaches to stop",
             not open_ended,
             f"{len(open_ended)} rows do not stop at the end, or stop before"
-            + _first(open_ended),
+            + first(open_ended),
             "put the end token inside the generation markers, let "
             "generation_config.eos_token_id hold it, and take it out of the "
             "rows' own text",
@@ -137,21 +155,118 @@ def _check_data(trainer, rows: int) -> list[Check]:
             "answers start as in generation",
             not elsewhere,
             f"{len(elsewhere)} rows with an answer that does not start "
-            "right after its header" + _first(elsewhere),
+            "right after its header" + first(elsewhere),
             "strip white space and control characters from the start of "
             "answers: they merge with the header's last token, or hide the "
             "answer from the loss",
         ),
+        Check(
+            "no turn ends inside a text",
+            not marked_text,
+            f"{len(marked_text)} rows with an end token that the template "
+            "did not put there" + first(marked_text),
+            "take the template's markers out of the rows' own text: the "
+            "model would see a turn end there",
+        ),
+        Check(
+            "texts open once",
+            not twice,
+            f"{len(twice)} rows begin with two openings" + first(twice),
+            "give messages, or text without the template's first token: "
+            "TRL's tokenizer adds it again to a text that has it",
+        ),
     ]
 
 
-def _answer_header(tokenizer) -> list[int]:
-    """Return the ids that open an answer; [] where the template has none."""
-    if not tokenizer.chat_template:
-        return []
-    asked = [{"role": "user", "content": "?"}]
-    start = len(token_ids(tokenizer, asked))
-    return token_ids(tokenizer, asked, answer_next=True)[start:]
+class _Template:
+    """What a chat template puts around texts, seen in a made conversation."""
+
+    def __init__(self, tokenizer, stops: set[int]):
+        self._tokenizer, self._stops = tokenizer, stops
+        self._bos = tokenizer.bos_token_id
+        self.header: list[int] = []  # the ids that open an answer
+        self._ends = 1  # stop tokens after the last answer
+        self._after: set[int] = set()  # ids that may follow a stop token
+        if not tokenizer.chat_template:
+            self._opening = _opening(tokenizer("x")["input_ids"], self._bos)
+            return
+        asked = [{"role": "user", "content": "?"}]
+        alone = token_ids(tokenizer, asked)
+        opened = token_ids(tokenizer, asked, answer_next=True)
+        self.header = opened[_same(alone, opened) :]
+        self._opening = _opening(opened, self._bos)
+        talk = [*asked, {"role": "assistant", "content": "!"}]
+        whole = token_ids(tokenizer, talk)
+        self._ends = sum(i in stops for i in whole[_same(whole, opened) :])
+        for seen in (whole, opened, token_ids(tokenizer, talk + talk)):
+            self._after |= {b for a, b in pairwise(seen) if a in stops}
+
+    def starts_after_header(self, ids: list[int], marked: list[int]) -> bool:
+        """Say whether each answer follows a header, and the last one's does.
+
+        TRL may hide one answer and all that follow, without a word. White
+        space that ends the header may count as the answer's.
+        """
+        starts = [start for start, _ in _spans(marked)]
+        if not self.header or starts[0] == 0:
+            return True  # a loss on everything has its own line
+        size = len(self.header)
+        slack = len(self.header) - len(self._blank_off(self.header))
+        headed = [
+            i
+            for i in range(size, len(ids) + 1)
+            if ids[i - 1] == self.header[-1]
+            and ids[i - size : i] == self.header
+        ]
+        right = {i - off: i for i in headed for off in range(slack + 1)}
+        return (
+            all(start in right for start in starts)
+            and right[starts[-1]] == headed[-1]
+        )
+
+    def _blank_off(self, ids: list[int]) -> list[int]:
+        while ids and not self._tokenizer.decode(ids[-1:]).strip():
+            ids = ids[:-1]
+        return ids
+
+    def stops_early(self, marked: list[int]) -> bool:
+        """Say whether an answer has too many stops: the first ends it."""
+        return any(
+            sum(label in self._stops for label in marked[start:end])
+            > max(1, self._ends)
+            for start, end in _spans(marked)
+        )
+
+    def stops_inside(self, ids: list[int]) -> bool:
+        """Say whether a stop token stands where the template puts none."""
+        return bool(self._after) and any(
+            a in self._stops and b not in self._after for a, b in pairwise(ids)
+        )
+
+    def opens_twice(self, ids: list[int]) -> bool:
+        """Say whether the first token stands there more often than it does."""
+        return _opening(ids, self._bos) > max(1, self._opening)
+
+
+def _opening(ids: list[int], bos: int | None) -> int:
+    """Return how many of the first ids are the one that opens a text."""
+    return next((i for i, one in enumerate(ids) if one != bos), len(ids))
+
+
+def _same(one: list[int], other: list[int]) -> int:
+    """Return how many first ids two lists share."""
+    pairs = enumerate(zip(one, other, strict=False))
+    shorter = min(len(one), len(other))
+    return next((i for i, (a, b) in pairs if a != b), shorter)
+
+
+def _quantiles(lengths: list[int]) -> str:
+    """Say how long rows are, in tokens."""
+    if not lengths:
+        return ""
+    ordered = sorted(lengths)
+    half, most = (ordered[int(len(ordered) * q)] for q in (0.5, 0.95))
+    return f"; tokens a row: median {half}, 95 % {most}, most {ordered[-1]}"
 
 
 def _spans(marked: list[int]) -> Iterator[tuple[int, int]]:
@@ -165,47 +280,60 @@ def _spans(marked: list[int]) -> Iterator[tuple[int, int]]:
             start = i
 
 
-def _stops_early(marked: list[int], stops: set[int]) -> bool:
-    """Say whether an answer has a second stop token: the first ends it."""
-    return any(
-        sum(label in stops for label in marked[start:end]) > 1
-        for start, end in _spans(marked)
+BATCH = 64  # rows put together at a time, as the trainer will
+
+
+def _check_batches(trainer) -> Check:
+    """Put all rows into batches: a collator of one's own may mask anew."""
+    rows, name = trainer.train_dataset, "batches keep the labels"
+    remedy = "leave data_collator out: TRL's own keeps the rows' labels"
+    other = 0
+    try:
+        for start in range(0, len(rows), BATCH):
+            part = [
+                rows[i] for i in range(start, min(start + BATCH, len(rows)))
+            ]
+            other += _changed(trainer.data_collator(part), part)
+    except (ValueError, KeyError, TypeError) as error:
+        return Check(name, False, f"the collator fails: {error}", remedy)
+    return Check(
+        name, not other, f"{other} labels differ in the batches", remedy
     )
 
 
-def _starts_after(header: list[int], ids, marked) -> bool:
-    """Say whether each answer follows a header, and the last header's does.
+def _changed(batch: dict, rows: list[dict]) -> int:
+    """Count the labels of a batch that are not its rows'."""
+    import torch
 
-    TRL may hide one answer and all that follow, without a word.
-    """
-    starts = [start for start, _ in _spans(marked)]
-    if not header or starts[0] == 0:
-        return True  # a loss on everything has its own line
-    size = len(header)
-    headed = [
-        i
-        for i in range(size, len(ids) + 1)
-        if list(ids[i - size : i]) == header
-    ]
-    return set(starts) <= set(headed) and starts[-1] == headed[-1]
-
-
-def _first(texts: list[str]) -> str:
-    return f", the first ends in {texts[0]!r}" if texts else ""
+    wanted = torch.tensor(
+        [m for row in rows for m in row.get("labels", row["input_ids"])]
+    )
+    found = batch["labels"]
+    if "attention_mask" in batch:
+        found = found[batch["attention_mask"].bool()]
+    else:  # laid end to end: each first token is nobody's next
+        first = batch["position_ids"].flatten() == 0
+        found, wanted = found.flatten()[~first], wanted[~first]
+    if len(found) != len(wanted):
+        return abs(len(found) - len(wanted))
+    return int((found != wanted).sum())
 
 
 def _check_tokens(trainer) -> list[Check]:
     tokenizer, model = trainer.processing_class, trainer.model
     stops, pad = stop_ids(trainer), tokenizer.pad_token_id
-    size = model.get_input_embeddings().weight.shape[0]
+    embedding = model.get_input_embeddings()
+    size = embedding.weight.shape[0]
+    unread = getattr(embedding, "padding_idx", None)  # gets no gradient
+    fresh = _new_tokens(tokenizer)
     return [
         Check(
             "pad is not the end token",
             pad is not None
-            and pad not in stops
-            and model.config.pad_token_id not in stops,
+            and not stops & {pad, model.config.pad_token_id, unread},
             f"pad {pad}, stop {sorted(stops)}, "
-            f"model pad {model.config.pad_token_id}",
+            f"model pad {model.config.pad_token_id}"
+            + (f", embedding's {unread}" if unread in stops else ""),
             "give tokenizer, config and generation config a pad token of "
             "its own, before the model is loaded",
         ),
@@ -221,7 +349,35 @@ def _check_tokens(trainer) -> list[Check]:
             f"{len(tokenizer):,} tokens, {size:,} embedding rows",
             "use the model's own tokenizer and add no token to it",
         ),
+        Check(
+            "new tokens are learnt and kept",
+            not fresh or _embedding_trained(model),
+            f"{len(fresh)} tokens added to the tokenizer"
+            + (f", the first {fresh[0]!r}" if fresh else ""),
+            "add none and use markers the model knows, or train the "
+            "embedding whole (modules_to_save of LoraConfig): an adapter "
+            "alone neither trains nor saves their rows",
+        ),
     ]
+
+
+def _new_tokens(tokenizer) -> list[str]:
+    """Return the tokens that the tokenizer's folder does not have."""
+    from transformers import AutoTokenizer
+
+    folder = Path(tokenizer.name_or_path or "")
+    if not (folder / "tokenizer_config.json").is_file():
+        return []  # nothing to compare with
+    known = AutoTokenizer.from_pretrained(folder).get_vocab().keys()
+    added = tokenizer.get_added_vocab()
+    return sorted(added.keys() - known, key=added.get)
+
+
+def _embedding_trained(model) -> bool:
+    """Say whether the embedding's rows change, and are saved."""
+    embedding = model.get_input_embeddings()
+    # PEFT keeps a trained copy in `modules_to_save`, or single rows
+    return any(p.requires_grad for p in embedding.parameters())
 
 
 def _check_model(trainer) -> list[Check]:
@@ -286,6 +442,16 @@ def _check_model(trainer) -> list[Check]:
             "in eval mode, and no gradient passes them any more",
         )
     )
+    wanted = args.resume_from_checkpoint
+    missing = lacks(wanted) if wanted else ""
+    checks.append(
+        Check(
+            "the run resumes whole",
+            not missing,
+            missing or (f"from {wanted}" if wanted else "a new start"),
+            "give the newest whole folder: checkpoints.newest(output_dir)",
+        )
+    )
     for name, config in getattr(model, "peft_config", {}).items():
         wanted = config.target_modules
         if not isinstance(wanted, (list, set, tuple)):
@@ -309,3 +475,49 @@ def _check_model(trainer) -> list[Check]:
             )
         )
     return checks
+
+
+def _check_memory(trainer) -> Check:
+    """Compare what must be held at once with the memory there is.
+
+    A floor: weights, gradients and the optimizer's states of what is
+    trained, and the logits of one batch with their gradient. What layers
+    keep for the way back comes on top.
+    """
+    import torch
+
+    model, args = trainer.model, trainer.args
+    weights = gradients = states = 0
+    for p in model.parameters():
+        weights += p.numel() * p.element_size()
+        if p.requires_grad:
+            gradients += p.numel() * p.element_size()
+            states += p.numel() * _state_bytes(str(args.optim), p)
+    longest = max(
+        (len(ids) for ids in trainer.train_dataset["input_ids"]), default=0
+    )
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    logits = args.per_device_train_batch_size * longest * vocabulary * 4 * 2
+    needed = (weights + gradients + states + logits) / 1e9
+    there = memory_gb()
+    if model.device.type == "cuda" and torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(model.device)
+        there = card.total_memory / 1e9
+    return Check(
+        "memory may suffice",
+        needed < there,
+        f"at least {needed:.1f} GB of {there:.1f}: "
+        f"weights {weights / 1e9:.2f}, gradients {gradients / 1e9:.2f}, "
+        f"optimizer {states / 1e9:.2f}, logits {logits / 1e9:.2f}",
+        "load the model in 4 bit, train an adapter, make batch or "
+        "max_length smaller",
+    )
+
+
+def _state_bytes(optimizer: str, parameter) -> int:
+    """Return an optimizer's bytes for a trained number."""
+    if "8bit" in optimizer:
+        return 2
+    if "adam" in optimizer:
+        return 2 * parameter.element_size()
+    return 0

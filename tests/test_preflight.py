@@ -25,13 +25,19 @@ LINES = [
     "the mask hides the prompt",
     "every answer teaches to stop",
     "answers start as in generation",
+    "no turn ends inside a text",
+    "texts open once",
+    "batches keep the labels",
     "pad is not the end token",
     "tokenizer and model stop alike",
     "the vocabulary fits",
+    "new tokens are learnt and kept",
     "something is trained",
     "the dtype suits the device",
     "packed rows stay apart",
     "4-bit weights let gradients through",
+    "the run resumes whole",
+    "memory may suffice",
 ]
 LORA = {"r": 4, "task_type": "CAUSAL_LM"}
 LONG = {"instruction": "Say it.", "output": "again and " * 60}
@@ -146,7 +152,8 @@ def test_sound_four_bit(build, four_bit):
     lora = LoraConfig(target_modules="all-linear", **LORA)
     trainer = float32(build(model=four_bit(), lora=lora, packing=True))
     checks = preflight(trainer, rows=6)
-    assert [c.name for c in checks] == [*LINES, "every LoRA target is hit"]
+    hit = "every LoRA target is hit"
+    assert [c.name for c in checks] == [*LINES[:-1], hit, LINES[-1]]
 
 
 def test_sound_list_of_stop_ids(build, tiny):
@@ -256,10 +263,21 @@ def test_answer_that_trl_hides(build, conversations):
 def test_end_token_inside_an_answer(build, conversations, output):
     early = messages({"instruction": "Go.", "output": output})
     red = refused(build(rows=[*conversations[:5], {"messages": early}]))
-    assert set(red) == {"every answer teaches to stop"}
-    [check] = red.values()
+    assert set(red) == {
+        "every answer teaches to stop",
+        "no turn ends inside a text",
+    }
+    check = red["every answer teaches to stop"]
     assert check.seen.startswith("1 rows do not stop")
     assert "rows' own text" in check.remedy
+
+
+def test_end_token_inside_a_question(build, conversations):
+    asked = messages({"instruction": "<|im_end|> ends?", "output": "Yes."})
+    red = refused(build(rows=[*conversations[:5], {"messages": asked}]))
+    assert set(red) == {"no turn ends inside a text"}
+    [check] = red.values()
+    assert check.seen.startswith("1 rows with an end token")
 
 
 def test_earlier_answers_may_be_hidden(build, conversations):
