@@ -47,12 +47,13 @@ def marking() -> "TrainerCallback":
 def mark(folder: str | Path) -> None:
     """Write a checkpoint's marker, when all its files are on the disk."""
     folder = Path(folder)
+    unfinished = folder / f"{MARKER}.part"
+    unfinished.unlink(missing_ok=True)  # of a process killed at this
     files = {
         path.relative_to(folder).as_posix(): _fingerprint(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MARKER
     }
-    unfinished = folder / f"{MARKER}.part"
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump(files, file, indent=1)
         file.flush()
@@ -65,24 +66,26 @@ def lacks(folder: str | Path) -> str:
     """Say what a checkpoint lacks to resume from; "" if it is whole."""
     folder = Path(folder)
     try:
-        files = json.loads((folder / MARKER).read_text("utf-8"))
-    except FileNotFoundError:
+        files = {
+            name: (int(known["bytes"]), known["sha256"])
+            for name, known in json.loads(
+                (folder / MARKER).read_text("utf-8")
+            ).items()
+        }
+    except (FileNotFoundError, NotADirectoryError):
         return f"{folder}: no file {MARKER}: it was not saved to its end"
-    except ValueError:
+    except (ValueError, TypeError, KeyError, AttributeError):
         return f"{folder / MARKER} is damaged"
     for pattern in NEEDED:
         if not any(Path(name).match(pattern) for name in files):
             return f"{folder}: saved without {pattern}"
-    for name, known in files.items():
+    for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
-        if path.stat().st_size != known["bytes"]:
-            return (
-                f"{path} has {path.stat().st_size:,} bytes of "
-                f"{known['bytes']:,}"
-            )
-        if _sha256(path) != known["sha256"]:
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size:,} bytes of {size:,}"
+        if _sha256(path) != sha256:
             return f"{path} is not the file that was saved"
     return ""
 

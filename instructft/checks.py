@@ -301,6 +301,69 @@ def is_copy(rule: Callable) -> None:
     _say("")
 
 
+def last_only(mask: Callable) -> None:
+    """Check 05a's first exercise: the last run of labels alone."""
+    given = [IGNORE, 5, 6, IGNORE, 7, 8, IGNORE]
+    found = mask(list(given))
+    if found is None:
+        return _say("return a list of labels")
+    hints = {
+        (IGNORE, IGNORE, IGNORE, IGNORE, IGNORE, 8, IGNORE): "that is the "
+        "last label only: its whole run shall stay",
+        (IGNORE, 5, 6, IGNORE, IGNORE, IGNORE, IGNORE): "that is the first "
+        "run: keep the last",
+        tuple(given): "both runs still count",
+        (IGNORE, IGNORE, IGNORE, IGNORE, 7, 8): "the hidden end is lost: as "
+        "many labels must come back as went in",
+    }
+    if list(found) != [IGNORE] * 4 + [7, 8, IGNORE]:
+        return _say(hints.get(tuple(found), f"for {given} came {found}"))
+    at_end, kept = [IGNORE, 5, IGNORE, 7], [IGNORE, 5, IGNORE, 7]
+    if list(mask(at_end)) != [IGNORE, IGNORE, IGNORE, 7]:
+        return _say(f"for {kept}, where the last run ends the row, it fails")
+    _say("" if at_end == kept else "the labels that were given are changed")
+
+
+def step_loss(compute: Callable) -> None:
+    """Check 05a's second exercise: a mean over tokens, not over means."""
+    found = compute([[1.0, 1.0, 1.0], [5.0]])
+    if found is None:
+        return _say("return a number")
+    hints = {
+        3.0: "that is the mean of the batches' means: the one token of the "
+        "second batch counts for three",
+        8.0: "that is the sum: divide by the number of tokens",
+        4.0: "divide by the tokens, not by the batches",
+    }
+    if abs(found - 2.0) < 1e-9:
+        return _say("")
+    _say(hints.get(round(found, 6), f"{found} instead of 2.0"))
+
+
+def causes(name: Callable) -> None:
+    """Check 05a's third exercise: the cause in each of the ten rooms."""
+    right = {
+        1: ("mask", "which tokens are in the loss?"),
+        2: ("end hidden", "what is the last token that counts?"),
+        3: ("wrong end", "compare eos_token_id with what stops generation"),
+        4: ("cut", "how long are the rows, and how long may they be?"),
+        5: ("nothing counts", "count the labels that are not -100"),
+        6: ("packing", "where does a pack begin, and where a row?"),
+        7: ("collator", "look at the labels after data_collator"),
+        8: ("opens twice", "decode the first three ids"),
+        9: ("target", "which layers have an adapter?"),
+        10: ("dtype", "what is a CPU without bf16 instructions to do?"),
+    }
+    found = name() or {}
+    wrong = [room for room in right if found.get(room) != right[room][0]]
+    if not wrong:
+        return _say("")
+    _say(
+        f"{len(right) - len(wrong)} of {len(right)}; room {wrong[0]}: "
+        f"{right[wrong[0]][1]}"
+    )
+
+
 def adapter_size(count: Callable, model) -> None:
     """Check 07's first exercise against the adapters of a PEFT model."""
     layers = [m for m in model.modules() if getattr(m, "lora_A", None)]

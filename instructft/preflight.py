@@ -146,7 +146,12 @@ def _check_data(trainer, rows: int) -> list[Check]:
             "every answer teaches to stop",
             not open_ended,
             f"{len(open_ended)} rows do not stop at the end, or stop before"
-            + first(open_ended),
+            + first(open_ended)
+            + (
+                f"; generation stops at {tokenizer.decode(sorted(stops))!r}"
+                if open_ended
+                else ""
+            ),
             "put the end token inside the generation markers, let "
             "generation_config.eos_token_id hold it, and take it out of the "
             "rows' own text",
@@ -280,19 +285,16 @@ def _spans(marked: list[int]) -> Iterator[tuple[int, int]]:
             start = i
 
 
-BATCH = 64  # rows put together at a time, as the trainer will
-
-
 def _check_batches(trainer) -> Check:
     """Put all rows into batches: a collator of one's own may mask anew."""
     rows, name = trainer.train_dataset, "batches keep the labels"
+    size = trainer.args.per_device_train_batch_size
     remedy = "leave data_collator out: TRL's own keeps the rows' labels"
     other = 0
     try:
-        for start in range(0, len(rows), BATCH):
-            part = [
-                rows[i] for i in range(start, min(start + BATCH, len(rows)))
-            ]
+        for start in range(0, len(rows), size):
+            end = min(start + size, len(rows))
+            part = [rows[i] for i in range(start, end)]
             other += _changed(trainer.data_collator(part), part)
     except (ValueError, KeyError, TypeError) as error:
         return Check(name, False, f"the collator fails: {error}", remedy)

@@ -89,6 +89,64 @@ def tokens(
     return View("".join(text), legend + "".join(chips))
 
 
+def heat(
+    tokenizer,
+    token_ids: Sequence[int],
+    labels: Sequence[int],
+    losses: Sequence[float],
+) -> View:
+    """Show what each counted token costs: the redder, the higher its loss.
+
+    n ids, n labels and n losses in nats, of which 5 or more are the
+    reddest. The text twin has a line a token: its id, its loss, itself.
+    """
+    chips, text = [], []
+    for token, label, loss in zip(token_ids, labels, losses, strict=True):
+        piece = tokenizer.decode([token])
+        style, cost = HIDDEN, "hidden"
+        if label != IGNORE:
+            share = min(loss / 5, 1)
+            style = f"background:rgba(179,38,30,{0.08 + 0.72 * share:.2f})"
+            cost = f"{loss:.3f}"
+        title = f"id {token}, label {label}, loss {cost}"
+        text.append(f"{token:>6}  {cost:>6}  {piece}")
+        chips.append(_chip(piece, style, title))
+        if "\n" in piece:
+            chips.append("<br>")
+    return View("\n".join(text), "".join(chips))
+
+
+def xray(
+    tokenizer,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    losses: dict[str, Sequence[Sequence[float]]],
+) -> "widgets.VBox":
+    """Return a widget that shows rows' losses, token by token.
+
+    `rows` are (ids, labels); `losses` holds, by name ("before"), a list of
+    losses in nats for each row. Its plain twin is `heat`.
+    """
+    import ipywidgets as widgets
+
+    row = widgets.IntSlider(
+        description="row", max=len(rows) - 1, continuous_update=False
+    )
+    when = widgets.ToggleButtons(options=list(losses))
+    seen = widgets.Output()
+
+    def draw(_=None):
+        shown = heat(
+            tokenizer, *rows[row.value], losses[when.value][row.value]
+        )
+        seen.outputs = ()
+        seen.append_display_data(shown)
+
+    row.observe(draw, names="value")
+    when.observe(draw, names="value")
+    draw()
+    return widgets.VBox([row, when, seen])
+
+
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"

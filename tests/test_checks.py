@@ -499,3 +499,91 @@ def test_generation_exercises(check, answer, said, capsys):
     found = capsys.readouterr().out.strip()
     assert re.search(said, found), found
     assert (found == "correct") == (said == "correct")
+
+
+# --- 05a ------------------------------------------------------------------
+
+
+def test_last_only(said):
+    def right(labels):
+        end = max(i for i, label in enumerate(labels) if label != -100) + 1
+        start = end
+        while start and labels[start - 1] != -100:
+            start -= 1
+        return [-100] * start + labels[start:]
+
+    def in_place(labels):
+        labels[:] = right(labels)
+        return labels
+
+    def only_label(labels):
+        last = max(i for i, label in enumerate(labels) if label != -100)
+        return [x if i == last else -100 for i, x in enumerate(labels)]
+
+    def first_run(labels):
+        return [-100, 5, 6] + [-100] * (len(labels) - 3)
+
+    def cut(labels):
+        return right(labels)[:6]
+
+    def needs_an_end(labels):
+        if labels[-1] != -100:
+            return labels
+        return right(labels)
+
+    for mask, line in (
+        (right, "correct"),
+        (lambda labels: None, "not yet: return a list of labels"),
+        (list, "not yet: both runs still count"),
+        (only_label, "not yet: that is the last label only"),
+        (first_run, "not yet: that is the first run"),
+        (cut, "not yet: the hidden end is lost"),
+        (needs_an_end, "not yet: for [-100, 5, -100, 7]"),
+        (in_place, "not yet: the labels that were given are changed"),
+        (lambda labels: [1], "not yet: for [-100, 5, 6"),
+    ):
+        assert said(checks.last_only, mask).startswith(line)
+
+
+def test_step_loss(said):
+    def mean(batch):
+        return sum(batch) / len(batch)
+
+    for compute, line in (
+        (lambda batches: mean(sum(batches, [])), "correct"),
+        (lambda batches: None, "not yet: return a number"),
+        (
+            lambda batches: mean([mean(b) for b in batches]),
+            "not yet: that is ",
+        ),
+        (lambda batches: sum(sum(batches, [])), "not yet: that is the sum"),
+        (
+            lambda batches: sum(sum(batches, [])) / len(batches),
+            "not yet: divide by the tokens",
+        ),
+        (lambda batches: 7.0, "not yet: 7.0 instead of 2.0"),
+    ):
+        assert said(checks.step_loss, compute).startswith(line)
+
+
+def test_causes(said):
+    right = {
+        1: "mask",
+        2: "end hidden",
+        3: "wrong end",
+        4: "cut",
+        5: "nothing counts",
+        6: "packing",
+        7: "collator",
+        8: "opens twice",
+        9: "target",
+        10: "dtype",
+    }
+    assert said(checks.causes, lambda: right) == "correct"
+    assert said(checks.causes, lambda: {}).startswith("not yet: 0 of 10")
+    assert said(checks.causes, lambda: None).startswith("not yet: 0 of 10")
+    line = said(checks.causes, lambda: right | {7: "mask"})
+    assert (
+        line == "not yet: 9 of 10; room 7: look at the labels after "
+        "data_collator"
+    )

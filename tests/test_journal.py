@@ -225,6 +225,27 @@ def test_an_intent_without_a_result_counts_as_paid(tmp_path):
         assert book.result(ASK) is None
 
 
+def test_nothing_goes_on_before_it_is_synced(tmp_path, monkeypatch):
+    path, name = tmp_path / "a", "fdatasync"
+    name = name if hasattr(os, name) else "fsync"
+    sync, synced = getattr(os, name), []
+
+    def noted(file):
+        sync(file)
+        synced.append(path.stat().st_size)
+
+    async def work():
+        with Journal(path) as book:
+            ticket = await book.intend(ASK, 1)
+            assert synced[-1:] == [path.stat().st_size]
+            await book.record(ticket, "ok", "2")
+            assert synced[-1] == path.stat().st_size
+
+    monkeypatch.setattr(journal.os, name, noted)
+    run(work())
+    assert len(synced) == 2
+
+
 def test_one_writer(tmp_path):
     with Journal(tmp_path / "a"):
         code = (

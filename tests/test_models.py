@@ -274,15 +274,38 @@ def test_markers_hold_the_answers_and_their_ends(tokenizer, messages):
     assert all(run[-1] == tokenizer.eos_token_id for run in seen)
 
 
-def test_markers_hold_the_answers_in_words(tokenizer):
+@pytest.fixture(scope="module")
+def repaired(tokenizer):
+    """The tokenizer as this code makes it: the cache may be older."""
+    from tokenizers import pre_tokenizers
+
+    made = copy.deepcopy(tokenizer)
+    made.chat_template = made.pad_token = None
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False
+    )
+    models.repair_tokenizer(made)
+    return made
+
+
+def test_markers_hold_the_answers_in_words(repaired):
     said = ["Füße, 12 🙂 你好\n", "", "def f():\n\treturn 7 "]
     messages = [
         turn
         for text in said
         for turn in (USER, {"role": "assistant", "content": text})
     ]
-    seen = runs(assistant_labels(tokenizer, messages)["labels"])
-    assert [tokenizer.decode(run) for run in seen] == [t + END for t in said]
+    seen = runs(assistant_labels(repaired, messages)["labels"])
+    assert [repaired.decode(run) for run in seen] == [t + END for t in said]
+
+
+def test_the_cache_is_of_this_code(tokenizer, repaired):
+    # where it is not, REVISION must rise
+    assert tokenizer.chat_template == repaired.chat_template
+    assert tokenizer.pad_token == repaired.pad_token != repaired.eos_token
+    assert tokenizer.model_max_length == repaired.model_max_length
+    for text in SNIPPETS:
+        assert our_ids(tokenizer, text) == our_ids(repaired, text), text
 
 
 def test_trl_patches_nothing(tokenizer):

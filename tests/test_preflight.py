@@ -295,6 +295,37 @@ def test_earlier_answers_may_be_hidden(build, conversations):
     assert all(c.ok for c in preflight(trainer, rows=6))
 
 
+def test_text_with_two_openings(build, tokenizer):
+    trainer = build()
+    first, opening = trainer.train_dataset[0], [tokenizer.bos_token_id]
+    assert first["input_ids"][:1] == opening != first["input_ids"][1:2]
+    trainer.train_dataset = trainer.train_dataset.map(
+        lambda row: {
+            "input_ids": opening + row["input_ids"],
+            "labels": [-100, *row["labels"]],
+        }
+    )
+    red = refused(trainer)
+    assert set(red) == {"texts open once"}
+    assert red["texts open once"].seen.startswith("6 rows begin with two")
+
+
+def test_a_collator_that_masks_anew(build):
+    trainer = build()
+    collate = trainer.data_collator
+
+    def other(rows):
+        batch = collate(rows)
+        batch["labels"][:, -2] = -100  # such as the end token
+        return batch
+
+    trainer.data_collator = other
+    red = refused(trainer)
+    assert set(red) == {"batches keep the labels"}
+    seen = red["batches keep the labels"].seen
+    assert seen == "6 labels differ in the batches"
+
+
 # --- the tokens -----------------------------------------------------------
 
 
@@ -370,6 +401,24 @@ def test_tokenizer_larger_than_the_embedding(build, tokenizer):
     assert red["the vocabulary fits"].seen == (
         "49,153 tokens, 49,152 embedding rows"
     )
+
+
+def test_a_new_token_is_neither_learnt_nor_kept(build, tokenizer, tiny):
+    wider = copy.deepcopy(tokenizer)
+    wider.add_tokens(["<|new|>"])
+    tiny.resize_token_embeddings(len(wider))
+    lora = LoraConfig(target_modules=["q_proj"], **LORA)
+    red = refused(build(tokenizer=wider, lora=lora))
+    assert set(red) == {"new tokens are learnt and kept"}
+    [check] = red.values()
+    assert check.seen.endswith("the first '<|new|>'")
+
+
+def test_a_new_token_is_learnt_where_all_is_trained(build, tokenizer, tiny):
+    wider = copy.deepcopy(tokenizer)
+    wider.add_tokens(["<|new|>"])
+    tiny.resize_token_embeddings(len(wider))
+    assert all(c.ok for c in preflight(build(tokenizer=wider), rows=6))
 
 
 # --- the model ------------------------------------------------------------
@@ -473,6 +522,19 @@ def test_a_gpu_without_bf16(build, monkeypatch):
         torch.cuda, "is_bf16_supported", lambda including_emulation: True
     )
     assert all(c.ok for c in preflight(trainer, rows=6))
+
+
+def test_a_run_resumed_from_half_a_checkpoint(build, tmp_path):
+    red = refused(build(resume_from_checkpoint=str(tmp_path)))
+    assert set(red) == {"the run resumes whole"}
+    assert "COMPLETE" in red["the run resumes whole"].seen
+
+
+def test_too_little_memory(build, monkeypatch):
+    monkeypatch.setattr("instructft.preflight.memory_gb", lambda: 0.01)
+    red = refused(build())
+    assert set(red) == {"memory may suffice"}
+    assert " GB of 0.0: weights 0.01" in red["memory may suffice"].seen
 
 
 def test_every_fault_at_once(build, tiny):

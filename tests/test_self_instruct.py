@@ -66,6 +66,12 @@ def test_instructions_in(reply, found):
         ("Write a programme for the evening.", "asks for a program"),
         ("'Quote' the following text please.", "starts with punctuation"),
         ("Écris une lettre de remerciement.", "starts with a character that"),
+        # where two rules speak, the first of the released code is named
+        ("Draw it.", "too short: 2 words"),
+        ("image " * 151, "too long: 151 words"),
+        ("Draw a map, then go to it.", "keyword: map"),
+        ("Write a program that draws a graph.", "keyword: graph"),
+        ("'Graph' is what word, please?", "keyword: graph"),
     ],
 )
 def test_rule_against(instruction, rule):
@@ -87,6 +93,19 @@ def test_each_candidate_has_its_verdict():
     assert novelty.texts[1:] == ["Tell me a long story."]
     cut = [v.rule for v in judged(reply, "length", novelty)]
     assert cut == ["the reply was cut off"] * 4
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_threshold_is_that_of_the_released_code(log):
+    seven = "one two three four five six seven"
+    ten = f"{seven} a b c"
+    # all seven of 7 + 13 words: 0.7 on paper, just above it in floats
+    over = Novelty([f"{ten} d e f"], log=log).judge(seven)
+    assert over.rule == "too like a task of the pool: 0.70"
+    # seven of 10 + 10 words: exactly 0.7
+    equal = Novelty([ten], log=log).judge(f"{seven} x y z")
+    assert equal.rule == "" and equal.near.get(ten, 0.7) == 0.7
+    assert bool(equal.near) == log  # else what is not above is not looked at
 
 
 # --- stages 3 and 4 ---------------------------------------------------------

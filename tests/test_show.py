@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import struct
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -69,6 +70,7 @@ def views(text, tmp_path):
     check = Check(text, False, text, text)
     return {
         "tokens": show.tokens(Letters([text, "b"]), [0, 1], [IGNORE, 1]),
+        "heat": show.heat(Letters([text, "b"]), [0, 1], [IGNORE, 1], [0, 9.0]),
         "table": show.table([{text: text, "n": 1}]),
         "gate": show.gate([check, check._replace(ok=True)]),
         "conversation": show.conversation([{"role": text, "content": text}]),
@@ -729,3 +731,49 @@ def test_labeller_keeps_each_verdict_and_goes_on(tmp_path):
         {"id": "r2", "One?": False, "Two?": False},
     ]
     assert show.labeller(rows, ["One?"], path).children[-1].disabled
+
+
+# --- what each token costs ------------------------------------------------
+
+
+def test_heat_is_redder_where_the_loss_is_higher():
+    letters = Letters(["a", "b", "c", "d"])
+    view = show.heat(
+        letters, [0, 1, 2, 3], [IGNORE, 1, 2, 3], [7.0, 0.0, 5.0, 50.0]
+    )
+    shades = re.findall(r"rgba\(179,38,30,([0-9.]+)\)", view.html)
+    assert shades == ["0.08", "0.80", "0.80"]
+    assert 'title="id 0, label -100, loss hidden"' in view.html
+    assert 'title="id 2, label 2, loss 5.000"' in view.html
+    assert view.text.splitlines() == [
+        "     0  hidden  a",
+        "     1   0.000  b",
+        "     2   5.000  c",
+        "     3  50.000  d",
+    ]
+
+
+def test_heat_wants_a_loss_for_each_token():
+    with pytest.raises(ValueError):
+        show.heat(Letters(["a", "b"]), [0, 1], [0, 1], [1.0])
+
+
+def test_xray_shows_the_row_and_the_time_that_are_chosen():
+    rows = [([0, 1], [IGNORE, 1]), ([1, 0], [IGNORE, 0])]
+    losses = {
+        "before": [[0, 4.0], [0, 3.0]],
+        "after": [[0, 2.0], [0, 1.0]],
+    }
+    box = show.xray(Letters(["a", "b"]), rows, losses)
+    slider, when, seen = box.children
+    assert slider.max == 1 and when.options == ("before", "after")
+
+    def shown():
+        [output] = seen.outputs
+        return output["data"]["text/plain"]
+
+    assert "4.000  b" in shown()
+    when.value = "after"
+    assert "2.000  b" in shown()
+    slider.value = 1
+    assert "1.000  a" in shown()

@@ -92,7 +92,8 @@ def test_exactly_seven_tenths_hangs_on_the_floats():
     [(common, size, other)] = [p for p in pairs if p == (7, 10, 10)]
     a = " ".join(f"w{i}" for i in range(10))
     b = " ".join(f"w{i}" if i < 7 else f"x{i}" for i in range(10))
-    assert rouge_l(a, b) == 2 * 0.7 * 0.7 / (0.7 + 0.7)
+    assert rouge_l(a, b) == 2 * 0.7 * 0.7 / (0.7 + 0.7) == 0.7
+    assert Pool([a]).near(b, above=0.7) == []
 
 
 @settings(max_examples=60)

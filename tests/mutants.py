@@ -1,0 +1,712 @@
+"""Sabotage on purpose: a promise counts once a test can fail for it.
+
+`python tests/mutants.py [name ...]` lays a copy of the package and its tests
+aside, breaks one line there at a time and runs the tests that should notice.
+A mutant that survives is a fault of the tests. With all of them it takes
+about a quarter of an hour; nothing is changed here.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 300  # seconds for one run of pytest
+SURVIVED = "SURVIVED"
+
+
+class Mutant(NamedTuple):
+    """One sabotage, and the tests that should notice it."""
+
+    name: str
+    file: str  # in instructft/
+    old: str  # stands there exactly once
+    new: str
+    tests: str  # a file in tests/
+    words: str  # which of them: pytest's -k
+
+
+MUTANTS = [
+    # what the loss sees
+    Mutant(
+        "mask-off-by-one",
+        "masking.py",
+        "return [IGNORE] * answer_start + token_ids[answer_start:]",
+        "return [IGNORE] * -~answer_start + token_ids[answer_start + 1 :]",
+        "test_text.py",
+        "test_labels",
+    ),
+    Mutant(
+        "end-token-not-in-the-loss",
+        "masking.py",
+        "token if counts else IGNORE",
+        "token if counts and token != tokenizer.eos_token_id else IGNORE",
+        "test_text.py",
+        "golden",
+    ),
+    Mutant(
+        "every-turn-in-the-loss",
+        "masking.py",
+        "token if counts else IGNORE",
+        "token",
+        "test_text.py",
+        "golden",
+    ),
+    Mutant(
+        "end-token-outside-the-markers",
+        "models.py",
+        "{{- message['content'] + '<|im_end|>' -}}\n"
+        "{%- endgeneration -%}\n{{- '\\\\n' -}}",
+        "{{- message['content'] -}}\n"
+        "{%- endgeneration -%}\n{{- '<|im_end|>\\\\n' -}}",
+        "test_models.py",
+        "answers_in_words",
+    ),
+    Mutant(
+        "user-turns-inside-the-markers",
+        "models.py",
+        "{%- if message['role'] == 'assistant' -%}",
+        "{%- if message['role'] in ('user', 'assistant') -%}",
+        "test_models.py",
+        "answers_in_words",
+    ),
+    Mutant(
+        "pad-is-the-end-token",
+        "models.py",
+        'tokenizer.pad_token = "<|endoftext|>"',
+        "tokenizer.pad_token = tokenizer.eos_token",
+        "test_models.py",
+        "cache_is_of_this_code",
+    ),
+    Mutant(
+        "digits-kept-together",
+        "models.py",
+        "pre_tokenizers.Digits(individual_digits=True)",
+        "pre_tokenizers.Digits(individual_digits=False)",
+        "test_models.py",
+        "cache_is_of_this_code",
+    ),
+    Mutant(
+        "another-model-file-converted",
+        "models.py",
+        "if found != GGUF_SHA256:",
+        "if not found:",
+        "test_models.py",
+        "another_file",
+    ),
+    # from instances to messages
+    Mutant(
+        "input-before-the-instruction",
+        "formatting.py",
+        'return f"{instruction}\\n\\n{given}" if given else instruction',
+        'return f"{given}\\n\\n{instruction}" if given else instruction',
+        "test_text.py",
+        "where_the_input_stands",
+    ),
+    Mutant(
+        "text-outside-the-turns",
+        "formatting.py",
+        "if text[end:].strip():",
+        "if not found:",
+        "test_forms.py",
+        "no_chatml",
+    ),
+    Mutant(
+        "marker-inside-a-turn",
+        "formatting.py",
+        'if marker in message["role"] + message["content"]:',
+        'if marker in message["role"]:',
+        "test_forms.py",
+        "chatml or marker",
+    ),
+    # rows and files
+    Mutant(
+        "bad-lines-left-out-in-silence",
+        "instance.py",
+        "if problems:\n        raise BadRows(path, problems, rows)",
+        "if not rows:\n        raise BadRows(path, problems, rows)",
+        "test_instance.py",
+        "bad_line or bad_instance",
+    ),
+    Mutant(
+        "append-onto-a-torn-row",
+        "instance.py",
+        'line = line if file.read(1) == b"\\n" else b"\\n" + line',
+        "file.read(1)",
+        "test_instance.py",
+        "torn_line",
+    ),
+    Mutant(
+        "damaged-archive-read",
+        "sources.py",
+        "if (found := _sha256(path)) != wanted.sha256:",
+        "if not (found := _sha256(path)):",
+        "test_sources.py",
+        "archive_damaged",
+    ),
+    # the gate
+    Mutant(
+        "lost-rows-passed",
+        "preflight.py",
+        "            count == rows,",
+        "            count <= rows,",
+        "test_preflight.py",
+        "dropped_by_max_length or fewer_rows",
+    ),
+    Mutant(
+        "cut-rows-passed",
+        "preflight.py",
+        "            not cut,",
+        "            True,",
+        "test_preflight.py",
+        "test_row_cut",
+    ),
+    Mutant(
+        "all-masked-row-passed",
+        "preflight.py",
+        "count > 0 and not empty,",
+        "count > 0,",
+        "test_preflight.py",
+        "all_masked_row",
+    ),
+    Mutant(
+        "loss-on-everything-passed",
+        "preflight.py",
+        "0 < share < 1,",
+        "0 < share <= 1,",
+        "test_preflight.py",
+        "loss_on_everything",
+    ),
+    Mutant(
+        "wrong-end-token-passed",
+        "preflight.py",
+        "            tokenizer.eos_token_id in stops,",
+        "            tokenizer.eos_token_id is not None,",
+        "test_preflight.py",
+        "wrong_tokenizer_eos",
+    ),
+    Mutant(
+        "answers-that-do-not-stop-passed",
+        "preflight.py",
+        "elif not stopped or template.stops_early(marked):",
+        "elif template.stops_early(marked):",
+        "test_preflight.py",
+        "end_in_its_markers",
+    ),
+    Mutant(
+        "answers-that-stop-early-passed",
+        "preflight.py",
+        "elif not stopped or template.stops_early(marked):",
+        "elif not stopped:",
+        "test_preflight.py",
+        "end_token_inside_an_answer",
+    ),
+    Mutant(
+        "white-space-before-answers-passed",
+        "preflight.py",
+        "            not elsewhere,",
+        "            True,",
+        "test_preflight.py",
+        "starts_with_white_space",
+    ),
+    Mutant(
+        "two-openings-passed",
+        "preflight.py",
+        "return _opening(ids, self._bos) > max(1, self._opening)",
+        "return _opening(ids, self._bos) > max(2, self._opening)",
+        "test_preflight.py",
+        "two_openings",
+    ),
+    Mutant(
+        "other-labels-in-the-batches-passed",
+        "preflight.py",
+        "return int((found != wanted).sum())",
+        "return 0",
+        "test_preflight.py",
+        "masks_anew",
+    ),
+    Mutant(
+        "pad-as-the-end-passed",
+        "preflight.py",
+        "and not stops & {pad, model.config.pad_token_id, unread},",
+        "and not stops & {unread},",
+        "test_preflight.py",
+        "pads_with_its_end",
+    ),
+    Mutant(
+        "new-tokens-never-learnt-passed",
+        "preflight.py",
+        "not fresh or _embedding_trained(model),",
+        "True,",
+        "test_preflight.py",
+        "new_token",
+    ),
+    Mutant(
+        "wrapped-packing-passed",
+        "preflight.py",
+        'args.packing_strategy == "bfd"',
+        'args.packing_strategy in ("bfd", "wrapped")',
+        "test_preflight.py",
+        "packing_that_mixes_rows",
+    ),
+    Mutant(
+        "half-a-checkpoint-passed",
+        "preflight.py",
+        'missing = lacks(wanted) if wanted else ""',
+        'missing = ""',
+        "test_preflight.py",
+        "half_a_checkpoint",
+    ),
+    Mutant(
+        "too-little-memory-passed",
+        "preflight.py",
+        "        needed < there,",
+        "        True,",
+        "test_preflight.py",
+        "too_little_memory",
+    ),
+    # checkpoints
+    Mutant(
+        "marker-before-the-files",
+        "checkpoints.py",
+        "def on_save(self, args, state, control, **kwargs):\n"
+        "            if state.is_world_process_zero:\n",
+        "def on_step_end(self, args, state, control, **kwargs):\n"
+        "            if control.should_save:\n"
+        "                os.makedirs(\n"
+        '                    f"{args.output_dir}/checkpoint-"\n'
+        '                    f"{state.global_step}", exist_ok=True)\n',
+        "test_checkpoints.py",
+        "each_save_is_marked",
+    ),
+    Mutant(
+        "marker-ignored",
+        "checkpoints.py",
+        'return f"{folder}: no file {MARKER}: it was not saved to its end"',
+        'return ""',
+        "test_checkpoints.py",
+        "no_marker or passes_over",
+    ),
+    Mutant(
+        "marker-ignored-on-resume",
+        "checkpoints.py",
+        "        if not fault:",
+        '        if not fault or "no file" in fault:',
+        "test_checkpoints.py",
+        "passes_over or nothing_whole",
+    ),
+    Mutant(
+        "changed-bytes-unseen",
+        "checkpoints.py",
+        "if _sha256(path) != sha256:",
+        "if not sha256:",
+        "test_checkpoints.py",
+        "each_fault",
+    ),
+    Mutant(
+        "optimizer-not-needed",
+        "checkpoints.py",
+        '    "optimizer.pt",\n',
+        "",
+        "test_checkpoints.py",
+        "needed_file or weights_alone",
+    ),
+    Mutant(
+        "checkpoints-by-name-not-number",
+        "checkpoints.py",
+        "steps[int(number[1])] = path",
+        "steps[number[1]] = path",
+        "test_checkpoints.py",
+        "in_numbers",
+    ),
+    # figures before and after
+    Mutant(
+        "mean-of-means",
+        "evaluate.py",
+        "total += losses.double().sum().item()\n"
+        "                count += len(losses)",
+        "total += losses.double().mean().item()\n                count += 1",
+        "test_evaluate.py",
+        "mean_over_tokens",
+    ),
+    Mutant(
+        "answers-padded-on-the-right",
+        "evaluate.py",
+        'padding_side="left",',
+        'padding_side="right",',
+        "test_evaluate.py",
+        "in_a_batch",
+    ),
+    Mutant(
+        "dropout-left-on",
+        "evaluate.py",
+        'type(module).__module__.startswith("bitsandbytes")',
+        "training",
+        "test_evaluate.py",
+        "dropout",
+    ),
+    # the journal
+    Mutant(
+        "sync-dropped",
+        "journal.py",
+        'getattr(os, "fdatasync", os.fsync)(self._file)',
+        "pass",
+        "test_journal.py",
+        "synced",
+    ),
+    Mutant(
+        "lock-skipped",
+        "journal.py",
+        "self._lock.acquire(timeout=0)",
+        "pass",
+        "test_journal.py",
+        "one_writer",
+    ),
+    Mutant(
+        "append-onto-a-torn-line",
+        "journal.py",
+        "os.ftruncate(self._file, whole)",
+        "whole = os.fstat(self._file).st_size",
+        "test_journal.py",
+        "cut_at_every_byte",
+    ),
+    Mutant(
+        "damaged-line-read",
+        "journal.py",
+        'if end[:8] != b"%08x" % crc32(body):',
+        "if not body:",
+        "test_journal.py",
+        "damaged_middle_line",
+    ),
+    Mutant(
+        "reservation-skipped",
+        "journal.py",
+        'self.reserved += Decimal(event["most"] or 0)',
+        "self.reserved += 0",
+        "test_journal.py",
+        "budget_is_kept or no_order",
+    ),
+    Mutant(
+        "reserved-after-the-wait",
+        "journal.py",
+        "self._apply(event)\n        await self._append(event)",
+        "await self._append(event)\n        self._apply(event)",
+        "test_journal.py",
+        "no_order",
+    ),
+    Mutant(
+        "unknown-cost-taken-for-none",
+        "journal.py",
+        'self.paid += Decimal(event["cost"]) if known else most',
+        'self.paid += Decimal(event["cost"]) if known else 0',
+        "test_journal.py",
+        "budget_is_kept",
+    ),
+    Mutant(
+        "cut-off-requests-taken-for-free",
+        "journal.py",
+        'self.paid += Decimal(intent["most"] or 0)',
+        "self.paid += 0",
+        "test_journal.py",
+        "counts_as_paid",
+    ),
+    # the teacher
+    Mutant(
+        "retry-not-journalled",
+        "teacher.py",
+        "max_retries=0,",
+        "max_retries=1,",
+        "test_teacher.py",
+        "fails_each_time",
+    ),
+    Mutant(
+        "retry-unreserved",
+        "teacher.py",
+        "ticket = await self._intend(book, request, most)",
+        "ticket = await self._intend(book, request, most * (left > 4))",
+        "test_teacher.py",
+        "no_budget_is_exceeded",
+    ),
+    Mutant(
+        "endless-length-retries",
+        "teacher.py",
+        'return _Came("length", why, text, **found)',
+        'return _Came("length", why, text, again=True, **found)',
+        "test_teacher.py",
+        "test_states",
+    ),
+    Mutant(
+        "key-in-the-message",
+        "teacher.py",
+        'said = said.replace(self._key, "[key]")',
+        "said += self._key[:0]",
+        "test_teacher.py",
+        "key_is_nowhere",
+    ),
+    # growing a pool
+    Mutant(
+        "novelty-before-the-rules",
+        "self_instruct.py",
+        "        if rule:\n            yield Verdict(instruction, rule",
+        "        near = novelty.judge(instruction)\n"
+        "        if rule := near.rule or rule:\n"
+        "            yield Verdict(instruction, rule",
+        "test_self_instruct.py",
+        "has_its_verdict",
+    ),
+    Mutant(
+        "keywords-before-the-length",
+        "self_instruct.py",
+        "    if count <= 3:",
+        "    if count <= 3 and not {*instruction.lower().split()} & "
+        "{*keywords}:",
+        "test_self_instruct.py",
+        "test_rule_against",
+    ),
+    Mutant(
+        "empty-before-equal",
+        "self_instruct.py",
+        "        if asked == answer:",
+        "        if asked == answer != '':",
+        "test_self_instruct.py",
+        "test_kept_instances",
+    ),
+    Mutant(
+        "as-alike-as-the-threshold-rejected",
+        "self_instruct.py",
+        "if most > self.above:",
+        "if most >= self.above:",
+        "test_self_instruct.py",
+        "threshold",
+    ),
+    Mutant(
+        "another-threshold",
+        "self_instruct.py",
+        "above: float = 0.7, log",
+        "above: float = 0.75, log",
+        "test_self_instruct.py",
+        "threshold",
+    ),
+    Mutant(
+        "pool-finds-equals-too",
+        "similarity.py",
+        "            if score > above:",
+        "            if score >= above:",
+        "test_similarity.py",
+        "seven_tenths",
+    ),
+    Mutant(
+        "bound-too-strict",
+        "similarity.py",
+        "(len(tokens) + sizes) - 1e-6",
+        "(len(tokens) + sizes) + 0.5",
+        "test_similarity.py",
+        "all_pairs_find",
+    ),
+    # text is data
+    Mutant(
+        "raw-text-in-a-token",
+        "show.py",
+        'visible = escape(text.replace("\\n", "\\u21b5")) or',
+        'visible = text.replace("\\n", "\\u21b5") or',
+        "test_show.py",
+        "never_markup",
+    ),
+    Mutant(
+        "raw-text-in-a-conversation",
+        "show.py",
+        "{escape(m['content'])}</div>",
+        "{m['content']}</div>",
+        "test_show.py",
+        "never_markup",
+    ),
+    Mutant(
+        "raw-text-in-a-table",
+        "show.py",
+        "{escape(c)}</td>",
+        "{c}</td>",
+        "test_show.py",
+        "never_markup",
+    ),
+    Mutant(
+        "plain-jinja",
+        "sandbox.py",
+        "class Environment(SandboxedEnvironment):",
+        "class Environment(SandboxedEnvironment.__base__):",
+        "test_sandbox.py",
+        "hostile",
+    ),
+    Mutant(
+        "every-attribute-allowed",
+        "sandbox.py",
+        "return attr in methods.get(type(obj), ())",
+        "return True",
+        "test_sandbox.py",
+        "hostile",
+    ),
+    Mutant(
+        "patterns-executed",
+        "templates.py",
+        "sets = ast.literal_eval(value)",
+        "sets = eval(ast.unparse(value))",
+        "test_templates.py",
+        "bad_pattern_files",
+    ),
+]
+
+
+def missing(mutant: Mutant, root: Path = ROOT) -> str:
+    """Say why a mutant cannot be made; "" if it can."""
+    path = root / "instructft" / mutant.file
+    if not path.is_file():
+        return f"no instructft/{mutant.file}"
+    times = path.read_text("utf-8").count(mutant.old)
+    if times != 1:
+        first = mutant.old.strip().split("\n")[0]
+        return f"{times} times in instructft/{mutant.file}: {first}"
+    return ""
+
+
+def laid_out(place: Path) -> Path:
+    """Copy what the tests need; what they only read is linked."""
+    copy = place.resolve() / "copy"
+    old = shutil.ignore_patterns("__pycache__")
+    for name in ("instructft", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=old)
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("data", "notebooks"):
+        with contextlib.suppress(OSError):  # Windows asks for a right
+            (copy / name).symlink_to(ROOT / name, target_is_directory=True)
+    return copy
+
+
+def surroundings(copy: Path) -> dict[str, str]:
+    """Return the variables of a child that shall import the copy.
+
+    No bytecode is kept: a line of the same length, changed within the same
+    second, would not be seen.
+    """
+    ours = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    given = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    return given | ours
+
+
+def check_what_is_imported(copy: Path) -> None:
+    """Raise RuntimeError unless a child imports the copy, wherever it is."""
+    code = "import instructft; print(instructft.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=copy.parent,
+        env=surroundings(copy),
+        capture_output=True,
+        text=True,
+    )
+    found = Path(done.stdout.strip()).resolve()
+    if copy not in found.parents:
+        raise RuntimeError(
+            f"instructft is imported from {found}, not from {copy}: the "
+            f"mutants would not be seen. {done.stderr}"
+        )
+
+
+def tested(copy: Path, tests: str, words: str) -> tuple[int | None, str]:
+    """Run some tests of a copy until one fails: (exit status, output).
+
+    The status is None if they took longer than LIMIT.
+    """
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short"]
+    command += ["-p", "no:cacheprovider", f"tests/{tests}", "-k", words]
+    # a file, not a pipe: a child left behind could keep a pipe open
+    with open(copy.parent / "output.txt", "w+b") as output:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=copy,
+                env=surroundings(copy),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=LIMIT,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            done = None
+        output.seek(0)
+        return done, output.read().decode("utf-8", "replace")
+
+
+def first_failure(output: str) -> str:
+    """Name the first test that failed, without its parameters."""
+    found = re.search(r"^(?:FAILED|ERROR) \S*?::(\w+)", output, re.M)
+    return found[1] if found else ""
+
+
+def sabotaged(copy: Path, mutant: Mutant) -> tuple[bool, str]:
+    """Break a copy, run the tests, mend it: (caught?, by what)."""
+    path = copy / "instructft" / mutant.file
+    whole = path.read_bytes()
+    text = whole.decode("utf-8").replace("\r\n", "\n")
+    path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+    try:
+        status, output = tested(copy, mutant.tests, mutant.words)
+    finally:
+        path.write_bytes(whole)
+    name = first_failure(output)
+    if status == 1 and name:
+        return True, name
+    if status == 0:
+        return False, SURVIVED
+    if status is None:
+        return False, f"ran past {LIMIT} s"
+    # no test was chosen, or the package could not even be imported
+    return False, f"did not run (pytest {status}): {output[-500:]}"
+
+
+def main(names: Sequence[str], mutants: Sequence[Mutant] = MUTANTS) -> int:
+    """Run the mutants of these names, or all: 0 if each is caught."""
+    known = {mutant.name: mutant for mutant in mutants}
+    if unknown := [name for name in names if name not in known]:
+        print(f"no mutant {unknown}, only {list(known)}", file=sys.stderr)
+        return 2
+    chosen = [known[name] for name in names] or list(mutants)
+    left = 0
+    with tempfile.TemporaryDirectory() as place:
+        copy = laid_out(Path(place))
+        check_what_is_imported(copy)
+        # "caught" means something only if the same tests pass on the whole
+        sound = {}
+        for file in dict.fromkeys(mutant.tests for mutant in chosen):
+            words = {m.words: None for m in chosen if m.tests == file}
+            every = " or ".join(f"({each})" for each in words)
+            start = time.monotonic()
+            status, output = tested(copy, file, every)
+            sound[file] = status == 0
+            said = "pass" if sound[file] else f"DO NOT PASS\n{output[-2000:]}"
+            seconds = time.monotonic() - start
+            print(f"{'(none)':36} {file + ': ' + said:52} {seconds:6.1f} s")
+            sys.stdout.flush()
+        for mutant in chosen:
+            start = time.monotonic()
+            if fault := missing(mutant, copy):
+                caught, by = False, f"TEXT NOT FOUND, {fault}"
+            elif not sound[mutant.tests]:
+                caught, by = False, f"not tried: {mutant.tests} fails anyway"
+            else:
+                caught, by = sabotaged(copy, mutant)
+            seconds = time.monotonic() - start
+            print(f"{mutant.name:36} {by:52} {seconds:6.1f} s", flush=True)
+            left += not caught
+    print(f"{len(chosen) - left} of {len(chosen)} mutants caught")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
