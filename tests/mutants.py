@@ -87,10 +87,10 @@ MUTANTS = [
         "cache_is_of_this_code",
     ),
     Mutant(
-        "digits-kept-together",
+        "digits-not-set-apart",
         "models.py",
-        "pre_tokenizers.Digits(individual_digits=True)",
-        "pre_tokenizers.Digits(individual_digits=False)",
+        "            pre_tokenizers.Digits(individual_digits=True),\n",
+        "",
         "test_models.py",
         "cache_is_of_this_code",
     ),
