@@ -31,6 +31,7 @@ SMALL = {
     },
     "02b": {},
     "03": {},
+    "05a": {"ROWS": 8},
     "07": {"TRAIN_ROWS": 64, "HELD_OUT_ROWS": 16, "PLAIN_TEXTS": 4},
 }
 ARCHIVES = {"02a": ["vader", "promptsource", "evals"], "07": ["vader"]}
