@@ -188,18 +188,22 @@ class _Template:
 
     def __init__(self, tokenizer, stops: set[int]):
         self._tokenizer, self._stops = tokenizer, stops
-        self._bos = tokenizer.bos_token_id
+        self._special = {
+            *tokenizer.all_special_ids,
+            *tokenizer.get_added_vocab().values(),
+        }
+        self._doubled = False
         self.header: list[int] = []  # the ids that open an answer
         self._ends = 1  # stop tokens after the last answer
         self._after: set[int] = set()  # ids that may follow a stop token
         if not tokenizer.chat_template:
-            self._opening = _opening(tokenizer("x")["input_ids"], self._bos)
+            self._doubled = self.opens_twice(tokenizer("x")["input_ids"])
             return
         asked = [{"role": "user", "content": "?"}]
         alone = token_ids(tokenizer, asked)
         opened = token_ids(tokenizer, asked, answer_next=True)
         self.header = opened[_same(alone, opened) :]
-        self._opening = _opening(opened, self._bos)
+        self._doubled = self.opens_twice(opened)
         talk = [*asked, {"role": "assistant", "content": "!"}]
         whole = token_ids(tokenizer, talk)
         self._ends = sum(i in stops for i in whole[_same(whole, opened) :])
@@ -237,25 +241,34 @@ class _Template:
     def stops_early(self, marked: list[int]) -> bool:
         """Say whether an answer has too many stops: the first ends it."""
         return any(
-            sum(label in self._stops for label in marked[start:end])
+            sum(
+                label in self._stops and not self._two_kinds(before, label)
+                for before, label in pairwise([IGNORE, *marked[start:end]])
+            )
             > max(1, self._ends)
             for start, end in _spans(marked)
         )
 
+    def _two_kinds(self, before: int, token: int) -> bool:
+        """Say whether a stop follows one of another kind: no harm in that.
+
+        TRL puts the tokenizer's EOS behind an end of turn in plain text.
+        """
+        return {before, token} <= self._stops and before != token
+
     def stops_inside(self, ids: list[int]) -> bool:
         """Say whether a stop token stands where the template puts none."""
         return bool(self._after) and any(
-            a in self._stops and b not in self._after for a, b in pairwise(ids)
+            a in self._stops
+            and b not in self._after
+            and not self._two_kinds(a, b)
+            for a, b in pairwise(ids)
         )
 
     def opens_twice(self, ids: list[int]) -> bool:
-        """Say whether the first token stands there more often than it does."""
-        return _opening(ids, self._bos) > max(1, self._opening)
-
-
-def _opening(ids: list[int], bos: int | None) -> int:
-    """Return how many of the first ids are the one that opens a text."""
-    return next((i for i, one in enumerate(ids) if one != bos), len(ids))
+        """Say whether a text's first mark stands there twice, by mistake."""
+        twice = ids[:1] == ids[1:2] and ids[0] in self._special
+        return twice and not self._doubled
 
 
 def _same(one: list[int], other: list[int]) -> int:

@@ -220,8 +220,8 @@ MUTANTS = [
     Mutant(
         "two-openings-passed",
         "preflight.py",
-        "return _opening(ids, self._bos) > max(1, self._opening)",
-        "return _opening(ids, self._bos) > max(2, self._opening)",
+        "twice = ids[:1] == ids[1:2] and ids[0] in self._special",
+        "twice = ids[:1] == ids[1:2] == ids[2:3]",
         "test_preflight.py",
         "two_openings",
     ),
