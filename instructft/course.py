@@ -99,9 +99,10 @@ def run(
 def study(number: str) -> int:
     """Run a notebook once per combination of its STUDY, collect the results.
 
-    The notebook's parameters cell assigns a literal dict: lists are swept,
-    anything else is fixed. Writes data/studies/NN.json; a combination that
-    finished before a kill is not run again. Returns an exit code like run's.
+    The notebook's parameters cell assigns a literal dict, or a list of them:
+    lists in it are swept, anything else is fixed. Writes
+    data/studies/NN.json; a combination that finished before a kill is not
+    run again. Returns an exit code like run's.
     """
     try:
         [path] = _find(number)
@@ -344,17 +345,19 @@ def _plan(path: Path) -> list[dict]:
                 match node:
                     case ast.Name(id=name, ctx=ast.Store()):
                         assigned[name] = getattr(line, "value", None)
-        sweep = ast.literal_eval(assigned["STUDY"])
-        json.dumps(sweep)
-        swept = {
-            k: v if isinstance(v, list) else [v] for k, v in sweep.items()
-        }
+        study = ast.literal_eval(assigned["STUDY"])
+        json.dumps(study)
+        sweeps = [
+            {k: v if isinstance(v, list) else [v] for k, v in part.items()}
+            for part in (study if isinstance(study, list) else [study])
+        ]
     except (KeyError, SyntaxError, TypeError, ValueError, AttributeError):
         raise ValueError(
             f"The parameters cell of {path.name} must assign STUDY, a dict "
-            'written out with plain values, such as {"SEED": [0, 1, 2]}.'
+            "(or a list of dicts) written out with plain values, such as "
+            '{"SEED": [0, 1, 2]}.'
         ) from None
-    for name, values in swept.items():
+    for name, values in [pair for swept in sweeps for pair in swept.items()]:
         if name not in assigned:
             raise ValueError(
                 f"STUDY in {path.name} names {name}, which its parameters "
@@ -364,6 +367,7 @@ def _plan(path: Path) -> list[dict]:
             raise ValueError(f"STUDY in {path.name}: {name} has no value.")
     return [
         dict(zip(swept, values, strict=True))
+        for swept in sweeps
         for values in itertools.product(*swept.values())
     ]
 

@@ -467,8 +467,6 @@ def arms(path: str | Path, by: str, figures: Sequence[str]) -> View:
     KeyError, with those there are, for a figure or parameter that the
     study does not hold.
     """
-    from matplotlib.figure import Figure
-
     if not Path(path).is_file():
         return study(path)
     found = json.loads(Path(path).read_text("utf-8"))
@@ -476,26 +474,57 @@ def arms(path: str | Path, by: str, figures: Sequence[str]) -> View:
     for name, known in [(by, runs[0][0]), *((f, runs[0][1]) for f in figures)]:
         if name not in known:
             raise KeyError(f"{path} has no {name!r}, only {list(known)}")
-    values = sorted({given[by] for given, _ in runs})
+    drawn = lines(
+        {
+            name: [(given[by], result[name]) for given, result in runs]
+            for name in figures
+        },
+        by,
+        share=True,
+    )
+    return View(f"{_measured(found)}\n{drawn.text}", png=drawn.png)
+
+
+def lines(
+    series: dict[str, Sequence[tuple[float, float]]],
+    x: str,
+    y: str = "",
+    *,
+    log: bool = False,
+    share: bool = False,
+) -> View:
+    """Draw named runs, each a point (x, y), and a line through their means.
+
+    With `log` the x axis is logarithmic; with `share` y goes from 0 to 1
+    and is written in percent.
+    """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    text = [_measured(found)]
-    for name in figures:
-        seen = [
-            [r[name] for given, r in runs if given[by] == v] for v in values
-        ]
+    text = []
+    for name, points in series.items():
+        values = sorted({value for value, _ in points})
+        seen = [[y for at, y in points if at == value] for value in values]
         means = [statistics.fmean(each) for each in seen]
         [line] = axes.plot(values, means, label=name)
         for value, mean, each in zip(values, means, seen, strict=True):
             axes.plot([value] * len(each), each, "o", color=line.get_color())
+            said = [f"{n:.1%}" if share else f"{n:.3f}" for n in [mean, *each]]
             text.append(
-                f"{name:24} {by} {value:<4} {mean:6.1%}  each run "
-                + "  ".join(f"{one:.1%}" for one in each)
+                f"{name:24} {x} {value:<4} {said[0]:>6}  each run "
+                + "  ".join(said[1:])
             )
-    axes.set(xticks=values, ylim=(0, 1.02))
-    axes.set_xlabel(by, parse_math=False)
+    axes.set(xscale="log" if log else "linear")
+    axes.set(xticks=sorted({value for p in series.values() for value, _ in p}))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    if share:
+        axes.set(ylim=(0, 1.02))
+    axes.set_xlabel(x, parse_math=False)
+    axes.set_ylabel(y, parse_math=False)
     axes.grid(alpha=0.3)
-    _legend(axes, loc="lower right")
+    _legend(axes, loc="best")
     return View("\n".join(text), png=_png(figure))
 
 

@@ -424,6 +424,26 @@ def test_study_sweeps_resumes_and_grows_stale(root, monkeypatch, capsys):
     assert len(course.stale_studies()) == 1
 
 
+def test_study_of_several_sweeps(root):
+    study = '[{"SEED": [0, 1]}, {"SEED": 1, "WAYS": [["a"], ["b", "c"]]}]'
+    path = lay(
+        root,
+        "07_x",
+        (f"SEED = 0\nWAYS = []\nSTUDY = {study}", "parameters"),
+        ("from IPython.display import JSON\nJSON({'ways': WAYS})", "result"),
+    )
+    assert course.study("07") == 0
+    record = json.loads((root / "data/studies/07.json").read_text("utf-8"))
+    runs = [(r["parameters"], r["result"]["ways"]) for r in record["runs"]]
+    assert runs == [
+        ({"SEED": 0}, []),
+        ({"SEED": 1}, []),
+        ({"SEED": 1, "WAYS": ["a"]}, ["a"]),
+        ({"SEED": 1, "WAYS": ["b", "c"]}, ["b", "c"]),
+    ]
+    assert course.stale_studies() == [] and path.exists()
+
+
 @pytest.mark.parametrize(
     ("parameters", "part"),
     [
@@ -431,6 +451,8 @@ def test_study_sweeps_resumes_and_grows_stale(root, monkeypatch, capsys):
         ('SEED = 0\nSTUDY = {"SEED": []}', "SEED has no value"),
         ('SEED = 0\nSTUDY = {"SEED": range(3)}', "must assign STUDY"),
         ("SEED = 0", "must assign STUDY"),
+        ("SEED = 0\nSTUDY = [1]", "must assign STUDY"),
+        ('SEED = 0\nSTUDY = [{"SEED": 1}, {"ROWS": 1}]', "names ROWS"),
     ],
 )
 def test_study_says_what_is_wrong(root, capsys, parameters, part):

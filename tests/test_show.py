@@ -777,3 +777,18 @@ def test_xray_shows_the_row_and_the_time_that_are_chosen():
     assert "2.000  b" in shown()
     slider.value = 1
     assert "1.000  a" in shown()
+
+
+def test_lines_have_a_point_for_each_run():
+    drawn = show.lines(
+        {"full": [(1e-4, 0.5), (1e-5, 1.0), (1e-4, 0.7)]}, "rate", log=True
+    )
+    assert drawn.png.startswith(b"\x89PNG")
+    first, second = drawn.text.splitlines()
+    assert first.split() == "full rate 1e-05 1.000 each run 1.000".split()
+    assert second.split()[3:] == ["0.600", "each", "run", "0.500", "0.700"]
+
+
+def test_lines_of_shares_are_in_percent():
+    drawn = show.lines({"a": [(1, 0.25)]}, "rows", share=True)
+    assert "25.0%" in drawn.text
