@@ -364,6 +364,74 @@ def causes(name: Callable) -> None:
     )
 
 
+def gigabytes(compute: Callable) -> None:
+    """Check 05b's first exercise: bytes of NF4 with double quantisation."""
+    found = compute(7_000_000_000)
+    if found is None:
+        return _say("return a number of gigabytes")
+    hints = {
+        3.5: "that is the 4 bits alone: a block of 64 has a scale",
+        3.9375: "that is without double quantisation: a scale has 8 bits",
+        4.375: "a scale belongs to 64 weights, and has 8 bits",
+        3.609375: "256 scales share one more number of 32 bits",
+        28.890625: "those are bits: a byte has 8",
+    }
+    right = 7 * (4 + 8 / 64 + 32 / 64 / 256) / 8
+    if abs(found - right) > 1e-6:
+        hint = hints.get(round(found, 6), f"{found} instead of {right:.4f}")
+        return _say(hint)
+    right = (4 + 8 / 128 + 32 / 128 / 256) / 8
+    same = abs(compute(1_000_000_000, block=128) - right) < 1e-6
+    _say("" if same else "with block=128 it is another number: use `block`")
+
+
+def fitted(restore: Callable) -> None:
+    """Check 05b's second exercise: 16 levels from a block's own ends."""
+    import torch
+
+    block = torch.randn(64, generator=torch.Generator().manual_seed(0)) + 1
+    given = block.clone()
+    found = restore(block)
+    if found is None:
+        return _say("return the block's numbers as they come back")
+    if not torch.equal(block, given):
+        return _say("the block that was given is changed")
+    low, high = block.min(), block.max()
+    levels = low + torch.arange(16) * (high - low) / 15
+    right = levels[(block[:, None] - levels).abs().argmin(1)]
+    if found.shape != block.shape:
+        return _say(f"{tuple(found.shape)} came back for {tuple(block.shape)}")
+    if torch.allclose(found, right, atol=1e-5):
+        flat = torch.full((64,), 0.25)
+        same = torch.equal(torch.as_tensor(restore(flat)), flat)
+        return _say("" if same else "a block of equal numbers is changed")
+    if len(found.unique()) > 16:
+        return _say(f"{len(found.unique())} levels came back, not 16")
+    if (found.min() - low).abs() > 1e-5 or (found.max() - high).abs() > 1e-5:
+        return _say("the smallest and the largest number are levels")
+    _say("each number takes its nearest level: round, do not cut off")
+
+
+def counted_loss(compute: Callable) -> None:
+    """Check 05b's third exercise against the sum written out."""
+    import torch
+
+    chance = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 9, generator=chance)
+    labels = torch.tensor([IGNORE, IGNORE, 4, 7, IGNORE, 2])
+    right = -sum(
+        logits[i - 1].log_softmax(-1)[labels[i]].item() for i in (2, 3, 5)
+    )
+    found = compute(logits, labels)
+    if found is None:
+        return _say("return a number")
+    if abs(float(found) - right / 3) < 1e-5:
+        return _say("")
+    if abs(float(found) - right) < 1e-5:
+        return _say("that is the sum: return the mean")
+    _say("which place's logits are asked for the label at place i?")
+
+
 def adapter_size(count: Callable, model) -> None:
     """Check 07's first exercise against the adapters of a PEFT model."""
     layers = [m for m in model.modules() if getattr(m, "lora_A", None)]

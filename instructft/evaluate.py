@@ -6,6 +6,8 @@ Answers are greedy, so that a figure can be measured again.
 from collections.abc import Sequence
 from contextlib import contextmanager
 
+from instructft.masking import IGNORE, assistant_labels
+
 
 @contextmanager
 def _evaluating(model):
@@ -184,6 +186,57 @@ def text_loss(
                 count += len(losses)
     if not count:
         raise ValueError("no text of two tokens or more: give longer texts")
+    return total / count
+
+
+def answer_loss(
+    model,
+    tokenizer,
+    conversations: Sequence[list[dict]],
+    batch_size: int = 8,
+) -> float:
+    """Return the mean cross-entropy, in nats a token, of known answers.
+
+    Each conversation is a list of messages; the assistant's text and its end
+    tokens count. The mean goes over tokens, not over batches, so it does not
+    depend on the batch size.
+
+    Raises ValueError if there is no conversation, or one without an answer.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    if not conversations:
+        raise ValueError("no conversation to measure: give at least one")
+    made = [assistant_labels(tokenizer, each) for each in conversations]
+    made.sort(key=lambda row: len(row["input_ids"]))
+    total, count = 0.0, 0
+    with _evaluating(model), torch.inference_mode():
+        for start in range(0, len(made), batch_size):
+            batch = made[start : start + batch_size]
+            width = len(batch[-1]["input_ids"])
+
+            def filled(key, fill, batch=batch, width=width):
+                rows = [r[key] + [fill] * (width - len(r[key])) for r in batch]
+                return torch.tensor(rows, device=model.device)
+
+            labels = filled("labels", IGNORE)[:, 1:]
+            places = (labels != IGNORE).any(0).nonzero().flatten()
+            labels = labels[:, places]
+            sizes = torch.tensor([[len(row["input_ids"])] for row in batch])
+            logits = model(
+                input_ids=filled("input_ids", tokenizer.pad_token_id),
+                attention_mask=(torch.arange(width) < sizes).to(model.device),
+                logits_to_keep=places,
+            ).logits
+            losses = cross_entropy(
+                logits.float().transpose(1, 2),
+                labels,
+                ignore_index=IGNORE,
+                reduction="none",
+            )
+            total += losses.double().sum().item()
+            count += (labels != IGNORE).sum().item()
     return total / count
 
 

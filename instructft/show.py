@@ -313,6 +313,8 @@ def _png(figure) -> bytes:
 
 
 def _legend(axes, **place) -> None:
+    if not axes.get_legend_handles_labels()[1]:
+        return
     for label in axes.legend(frameon=False, **place).get_texts():
         label.set_parse_math(False)  # $ is a dollar
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from instructft.evaluate import (
     agreement,
+    answer_loss,
     answers,
     exact_match,
     in_format,
@@ -17,6 +18,7 @@ from instructft.evaluate import (
     text_loss,
 )
 from instructft.formatting import prompt, token_ids
+from instructft.masking import IGNORE, assistant_labels
 
 PROMPTS = [
     prompt({"instruction": text})
@@ -108,9 +110,18 @@ def test_progress_is_shown_if_asked(tokenizer, tiny, capsys):
 
 # --- what measuring leaves behind -----------------------------------------
 
+TALKS = [
+    [
+        {"role": "user", "content": f"Say {text}"},
+        {"role": "assistant", "content": text},
+    ]
+    * turns
+    for text, turns in [("seven", 1), ("yes, and then no", 2), ("a b c", 3)]
+]
 MEASURES = {
     "answers": lambda model, tok: answers(model, tok, PROMPTS[:3], 4),
     "text_loss": lambda model, tok: text_loss(model, tok, TEXTS),
+    "answer_loss": lambda model, tok: answer_loss(model, tok, TALKS),
     "agreement": lambda model, tok: agreement(model, model, tok, PROMPTS[:3]),
 }
 
@@ -332,6 +343,40 @@ def test_text_loss_counts_the_end_token(tokenizer, tiny):
 def test_text_loss_of_no_token(tokenizer, tiny, texts):
     with pytest.raises(ValueError):
         text_loss(tiny, tokenizer, texts)
+
+
+def test_answer_loss_is_the_mean_over_answer_tokens(tokenizer, make_tiny):
+    tiny = make_tiny(initializer_range=0.02)
+    losses = []
+    for talk in TALKS:
+        row = assistant_labels(tokenizer, talk)
+        with torch.inference_mode():
+            logits = tiny(torch.tensor([row["input_ids"]])).logits[0]
+        spread = logits.double().log_softmax(-1)
+        losses.append(
+            [
+                -spread[at, label].item()
+                for at, label in enumerate(row["labels"][1:])
+                if label != IGNORE
+            ]
+        )
+    wanted = statistics.fmean(sum(losses, []))
+    found = [
+        answer_loss(tiny, tokenizer, TALKS, batch_size=size)
+        for size in (1, 2, 3, 8)
+    ]
+    for loss in found:
+        assert loss == pytest.approx(wanted, abs=2e-6)
+        assert abs(loss - found[0]) <= 1e-6
+    # a mean over rows would be another figure: the test can fail
+    means = [statistics.fmean(each) for each in losses]
+    assert abs(statistics.fmean(means) - wanted) > 1e-4
+
+
+@pytest.mark.parametrize("talks", [[], [TALKS[0][:1]]])
+def test_answer_loss_of_no_answer(tokenizer, tiny, talks):
+    with pytest.raises(ValueError):
+        answer_loss(tiny, tokenizer, talks)
 
 
 # --- two models -----------------------------------------------------------
