@@ -372,9 +372,8 @@ def gigabytes(compute: Callable) -> None:
     hints = {
         3.5: "that is the 4 bits alone: a block of 64 has a scale",
         3.9375: "that is without double quantisation: a scale has 8 bits",
-        4.375: "a scale belongs to 64 weights, and has 8 bits",
         3.609375: "256 scales share one more number of 32 bits",
-        28.890625: "those are bits: a byte has 8",
+        28.888672: "those are bits: a byte has 8",
     }
     right = 7 * (4 + 8 / 64 + 32 / 64 / 256) / 8
     if abs(found - right) > 1e-6:

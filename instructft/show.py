@@ -439,8 +439,7 @@ def study(path: str | Path) -> View:
     standard deviation between runs.
     """
     if not Path(path).is_file():
-        number = Path(path).stem
-        return View(f"no study yet: run `python -m instructft study {number}`")
+        return measured(path)
     found = json.loads(Path(path).read_text("utf-8"))
     runs = [_flat(run["result"]) for run in found["runs"]]
     rows = []
@@ -456,7 +455,7 @@ def study(path: str | Path) -> View:
                 "each run": "  ".join(_cell(value) for value in values),
             }
         )
-    head = _measured(found)
+    head = measured(path).text
     shown = table(rows)
     return View(f"{head}\n{shown.text}", f"<p>{escape(head)}</p>{shown.html}")
 
@@ -470,7 +469,7 @@ def arms(path: str | Path, by: str, figures: Sequence[str]) -> View:
     study does not hold.
     """
     if not Path(path).is_file():
-        return study(path)
+        return measured(path)
     found = json.loads(Path(path).read_text("utf-8"))
     runs = [(run["parameters"], _flat(run["result"])) for run in found["runs"]]
     for name, known in [(by, runs[0][0]), *((f, runs[0][1]) for f in figures)]:
@@ -484,7 +483,7 @@ def arms(path: str | Path, by: str, figures: Sequence[str]) -> View:
         by,
         share=True,
     )
-    return View(f"{_measured(found)}\n{drawn.text}", png=drawn.png)
+    return View(f"{measured(path)}\n{drawn.text}", png=drawn.png)
 
 
 def lines(
@@ -530,9 +529,13 @@ def lines(
     return View("\n".join(text), png=_png(figure))
 
 
-def _measured(study: dict) -> str:
-    """Say when and with what a study was measured."""
-    return (
+def measured(path: str | Path) -> View:
+    """Say when and with what a committed study was measured."""
+    if not Path(path).is_file():
+        number = Path(path).stem
+        return View(f"no study yet: run `python -m instructft study {number}`")
+    study = json.loads(Path(path).read_text("utf-8"))
+    return View(
         f"{len(study['runs'])} runs, {study['date']}, "
         f"{study['machine']['cores']} cores, "
         f"{', '.join(f'{k} {v}' for k, v in study['versions'].items())}"

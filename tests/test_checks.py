@@ -587,3 +587,86 @@ def test_causes(said):
         line == "not yet: 9 of 10; room 7: look at the labels after "
         "data_collator"
     )
+
+
+def test_gigabytes(said):
+    def right(parameters, block=64):
+        return parameters * (4 + 8 / block + 32 / block / 256) / 8 / 1e9
+
+    for compute, line in (
+        (right, "correct"),
+        (lambda n, block=64: None, "not yet: return a number"),
+        (lambda n, block=64: n / 2 / 1e9, "not yet: that is the 4 bits alone"),
+        (
+            lambda n, block=64: n * 4.5 / 8 / 1e9,
+            "not yet: that is without double",
+        ),
+        (
+            lambda n, block=64: n * 4.125 / 8 / 1e9,
+            "not yet: 256 scales share",
+        ),
+        (lambda n, block=64: right(n) * 8, "not yet: those are bits"),
+        (lambda n, block=64: right(n), "not yet: with block=128"),
+        (lambda n, block=64: 1.0, "not yet: 1.0 instead of 3.6"),
+    ):
+        assert said(checks.gigabytes, compute).startswith(line), line
+
+
+def test_fitted(said):
+    def spaced(block, count=15, off=0.0):
+        low, high = block.min(), block.max()
+        if low == high:
+            return block
+        step = (high - low) / count
+        return low + ((block - low) / step + off).round() * step
+
+    def symmetric(block):
+        scale = block.abs().max()
+        return (block / scale * 7).round() / 7 * scale
+
+    def in_place(block):
+        block += 1
+        return block
+
+    for restore, line in (
+        (spaced, "correct"),
+        (lambda block: None, "not yet: return the block"),
+        (in_place, "not yet: the block that was given"),
+        (lambda block: block[:3], "not yet: (3,) came back"),
+        (symmetric, "not yet: the smallest and the largest"),
+        (lambda block: spaced(block, 31), "not yet: 24 levels"),
+        (lambda block: spaced(block, 15, 0.3), "not yet: "),
+        (
+            lambda block: block if block.std() else block + 1,
+            "not yet: 64 levels",
+        ),
+        (
+            lambda block: spaced(block) if block.std() else block + 1,
+            "not yet: a block of equal numbers",
+        ),
+    ):
+        assert said(checks.fitted, restore).startswith(line), line
+
+
+def test_counted_loss(said):
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    def mean(logits, labels):
+        return cross_entropy(logits[:-1], labels[1:])
+
+    def total(logits, labels):
+        return cross_entropy(logits[:-1], labels[1:], reduction="sum")
+
+    def unshifted(logits, labels):
+        return cross_entropy(logits, labels)
+
+    for compute, line in (
+        (mean, "correct"),
+        (lambda logits, labels: mean(logits, labels).item(), "correct"),
+        (lambda logits, labels: None, "not yet: return a number"),
+        (total, "not yet: that is the sum"),
+        (unshifted, "not yet: which place's logits"),
+        (lambda *_: torch.tensor(0.0), "not yet: which place's logits"),
+    ):
+        assert said(checks.counted_loss, compute).startswith(line), line

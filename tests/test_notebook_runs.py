@@ -32,10 +32,11 @@ SMALL = {
     "02b": {},
     "03": {},
     "05a": {"ROWS": 8},
+    "05b": {"ROWS": 16, "HELD_OUT": 2, "PLAIN_TEXTS": 2, "SPEED": ["full"]},
     "07": {"TRAIN_ROWS": 64, "HELD_OUT_ROWS": 16, "PLAIN_TEXTS": 4},
 }
 ARCHIVES = {"02a": ["vader", "promptsource", "evals"], "07": ["vader"]}
-MEASURED = ("02a", "07")  # these end in a cell tagged result
+MEASURED = ("02a", "05b", "07")  # these end in a cell tagged result
 
 
 def lay_course(folder):

@@ -382,8 +382,11 @@ def test_ten_thousand_rows_in_ten_seconds(tmp_path):
         {
             "model": model_of("qwen2_5", tokenizer),
             "tokenizer": tokenizer,
-            "rows": short_rows(10_000),
-            "config": SOUND | {"output_dir": str(tmp_path)},
+            "rows": [
+                {"messages": turns(f"Say {i} and why. " * 5, f"{i}. " * 20)}
+                for i in range(10_000)
+            ],
+            "config": SOUND | {"output_dir": str(tmp_path), "max_length": 512},
             "lora": None,
             "collator": None,
         }
