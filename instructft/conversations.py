@@ -1,12 +1,16 @@
-"""Conversations: from trees to threads, cleaned, and split by a window."""
+"""Conversations: played by two models, from trees, cleaned, and split."""
 
 import gzip
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from instructft.instance import BadRows, stream_rows
+
+if TYPE_CHECKING:
+    from instructft.teacher import Recorded, Teacher
 
 OPEN_ASSISTANT = {"prompter": "user", "assistant": "assistant"}
 
@@ -67,6 +71,77 @@ def read_trees(path: str | Path) -> Iterator[dict]:
             if not isinstance(tree, dict):
                 raise BadRows(path, [f"{path}:{number}: no object; give one"])
             yield tree
+
+
+def mirrored(messages: Sequence[dict]) -> list[dict]:
+    """Return a conversation as the one who plays the user sees it.
+
+    >>> mirrored([{"role": "user", "content": "Hi"}])
+    [{'role': 'assistant', 'content': 'Hi'}]
+    """
+    other = {"user": "assistant", "assistant": "user"}
+    return [
+        {"role": other[message["role"]], "content": message["content"]}
+        for message in messages
+    ]
+
+
+def play(
+    teacher: "Teacher | Recorded",
+    talks: Sequence[dict],
+    stop: Callable[[list[dict]], str],
+    most: int = 12,
+    **asking: object,
+) -> list[dict]:
+    """Let a model play both roles of conversations, turn by turn.
+
+    A talk is {"id", "user", "assistant", "opening"}: the system message of
+    either role, and what the one who plays the user hears first. Either
+    hears the other as its user (histories mirrored, as in camel-ai/camel).
+    `asking` is the rest of each request: model, max_tokens, and so on.
+
+    Returns {"id", "messages", "ended"} for each talk; `ended` is what
+    `stop(messages)` said after a turn ("" goes on), why a reply was not
+    whole, or that `most` messages were reached. All talks are asked a turn
+    at once. What the teacher's journal holds is not asked again, so a run
+    that was killed goes on in mid-conversation. Raises as `ask` does.
+    """
+    played = [{"id": t["id"], "messages": [], "ended": ""} for t in talks]
+    while True:
+        under_way = [
+            (talk, made)
+            for talk, made in zip(talks, played, strict=True)
+            if not made["ended"]
+        ]
+        if not under_way:
+            return played
+        replies = teacher.ask(
+            [
+                {"messages": _heard(talk, made["messages"])} | asking
+                for talk, made in under_way
+            ]
+        )
+        for (_, made), reply in zip(under_way, replies, strict=True):
+            said = made["messages"]
+            if reply.state != "ok":
+                made["ended"] = f"{reply.state}: {reply.reason}"
+                continue
+            role = ("user", "assistant")[len(said) % 2]
+            said.append({"role": role, "content": reply.text.strip()})
+            made["ended"] = stop(said)
+            if len(said) >= most and not made["ended"]:
+                made["ended"] = f"{most} messages"
+
+
+def _heard(talk: dict, messages: list[dict]) -> list[dict]:
+    """What the one whose turn it is has heard so far."""
+    if len(messages) % 2:
+        return [{"role": "system", "content": talk["assistant"]}, *messages]
+    return [
+        {"role": "system", "content": talk["user"]},
+        {"role": "user", "content": talk["opening"]},
+        *mirrored(messages),
+    ]
 
 
 def disorder(messages: Sequence[dict]) -> str:

@@ -11,11 +11,14 @@ from instructft.conversations import (
     _main,
     cleaned,
     disorder,
+    mirrored,
+    play,
     read_trees,
     split,
     threads,
 )
 from instructft.instance import BadRows
+from instructft.teacher import Reply
 
 
 def say(*texts, system=""):
@@ -146,6 +149,80 @@ def test_a_bad_line_of_a_packed_file_is_named(tmp_path, line):
     path.write_bytes(gzip.compress(f"{json.dumps(TREE)}\n{line}".encode()))
     with pytest.raises(BadRows, match=":2"):
         list(read_trees(path))
+
+
+# --- two roles --------------------------------------------------------------
+
+TALKS = [
+    {
+        "id": name,
+        "user": f"You ask about {name}.",
+        "assistant": f"You know about {name}.",
+        "opening": "Begin.",
+    }
+    for name in ("tea", "rain")
+]
+
+
+class Echo:
+    """Answers with what it was told last; keeps what it was asked."""
+
+    def __init__(self, **faults):
+        self.asked, self.faults = [], faults
+
+    def ask(self, requests):
+        self.asked.append(requests)
+        return [self.reply(request["messages"]) for request in requests]
+
+    def reply(self, heard):
+        text = f"{len(heard)} {heard[0]['content'][4:8].strip()}"
+        state = self.faults.get(text, "ok")
+        return Reply(f" {text}\n", state, "why" * (state != "ok"), None, None)
+
+
+def test_either_role_hears_the_other():
+    teacher = Echo()
+    played = play(teacher, TALKS, lambda said: "", 4, model="m", seed=1)
+    for name, made in zip(("tea", "rain"), played, strict=True):
+        assert made["id"] == name and made["ended"] == "4 messages"
+        assert disorder(made["messages"]) == ""
+    texts = [message["content"] for message in played[0]["messages"]]
+    assert texts == ["2 ask", "2 know", "4 ask", "4 know"]
+    assert [len(requests) for requests in teacher.asked] == [2, 2, 2, 2]
+    assert teacher.asked[2][0] == {
+        "messages": [
+            {"role": "system", "content": "You ask about tea."},
+            {"role": "user", "content": "Begin."},
+            {"role": "assistant", "content": "2 ask"},
+            {"role": "user", "content": "2 know"},
+        ],
+        "model": "m",
+        "seed": 1,
+    }
+    assert teacher.asked[3][1]["messages"] == [
+        {"role": "system", "content": "You know about rain."},
+        *played[1]["messages"][:3],
+    ]
+
+
+def test_a_conversation_ends_for_its_own_reason():
+    def stop(said):
+        return "enough" if said[-1]["content"] == "2 know" else ""
+
+    [tea, rain] = play(Echo(), TALKS, stop)
+    assert tea["ended"] == rain["ended"] == "enough"
+    assert len(tea["messages"]) == 2
+    teacher = Echo(**{"4 ask": "length"})
+    [tea, _] = play(teacher, TALKS, lambda said: "")
+    assert tea["ended"] == "length: why" and len(tea["messages"]) == 2
+
+
+def test_mirrored_twice_is_the_same():
+    talk = say("a", "b", "c")
+    assert [m["role"] for m in mirrored(talk)] == ["assistant", "user"] + [
+        "assistant"
+    ]
+    assert mirrored(mirrored(talk)) == talk
 
 
 # --- cleaning ---------------------------------------------------------------
