@@ -96,8 +96,9 @@ def play(
     """Let a model play both roles of conversations, turn by turn.
 
     A talk is {"id", "user", "assistant", "opening"}: the system message of
-    either role, and what the one who plays the user hears first. Either
-    hears the other as its user (histories mirrored, as in camel-ai/camel).
+    either role, and what the one who plays the user hears first; it may
+    hold the first "messages" of the conversation, too. Either hears the
+    other as its user (histories mirrored, as in camel-ai/camel).
     `asking` is the rest of each request: model, max_tokens, and so on.
 
     Returns {"id", "messages", "ended"} for each talk; `ended` is what
@@ -106,7 +107,10 @@ def play(
     at once. What the teacher's journal holds is not asked again, so a run
     that was killed goes on in mid-conversation. Raises as `ask` does.
     """
-    played = [{"id": t["id"], "messages": [], "ended": ""} for t in talks]
+    played = [
+        {"id": t["id"], "messages": [*t.get("messages", [])], "ended": ""}
+        for t in talks
+    ]
     while True:
         under_way = [
             (talk, made)

@@ -32,7 +32,7 @@ LOCK = ROOT / ".ci" / "requirements.lock"
 # The way of the data: a module imports only from those before it
 ORDER = """
     instance machine similarity sources sandbox templates models journal
-    teacher self_instruct instruct_wild conversations formatting masking
+    teacher self_instruct instruct_wild faults conversations formatting masking
     checkpoints preflight memory evaluate cards show checks report course
     __main__
 """.split()
