@@ -301,6 +301,78 @@ def is_copy(rule: Callable) -> None:
     _say("")
 
 
+def merged(merge: Callable) -> None:
+    """Check 04's first exercise: the lines of a chat become messages."""
+    cases = [
+        ([("a", "Hi"), ("b", "Hello")], ["Hi", "Hello"], "two speakers"),
+        (
+            [("a", "Hi"), ("a", "there"), ("b", "Hello")],
+            ["Hi\nthere", "Hello"],
+            "two lines in a row are one message",
+        ),
+        (
+            [("a", "1"), ("b", "2"), ("a", "3"), ("a", "4")],
+            ["1", "2", "3\n4"],
+            "the first speaker's later lines are no part of the first message",
+        ),
+        (
+            [("a", "1"), ("b", "2"), ("c", "3"), ("a", "4")],
+            ["1", "2\n3", "4"],
+            "everybody but the first speaker is the assistant",
+        ),
+        ([], [], "no line at all"),
+    ]
+    for lines, texts, why in cases:
+        found = merge(list(lines))
+        roles = ("user", "assistant")
+        wanted = [
+            {"role": roles[i % 2], "content": text}
+            for i, text in enumerate(texts)
+        ]
+        if found is None:
+            return _say("return a list of messages")
+        if found != wanted:
+            return _say(f"{lines} gives {found}: {why}")
+    _say("")
+
+
+def prompt_tokens(count: Callable) -> None:
+    """Check 04's second exercise: the history is paid for at each call."""
+    found = count([10, 20, 30], 5)
+    hints = {
+        65: "that is each message once: every call sends all before it again",
+        75: "that is each message once: every call sends all before it again",
+        115: "a call cannot send the message that it is to bring",
+        40: "each call sends its role prompt again",
+        45: "each call sends its role prompt again",
+        100: "a call cannot send the message that it is to bring",
+    }
+    if found is None:
+        return _say("return a number of tokens")
+    if found != 55:
+        return _say(hints.get(found, f"{found} instead of 55"))
+    _say("" if count([], 5) == 0 else "without a message there is no call")
+
+
+def says_goodbye(rule: Callable) -> None:
+    """Check 04's bug hunt: four messages in a row, each with any word."""
+    cases = [
+        (["Thank you", "Welcome", "Bye", "Goodbye"], True, "four in a row"),
+        (["thank you", "so welcome", "bye", "goodbye"], True, "four in a row"),
+        (["Thanks a lot, bye"], False, "two words in one message are one"),
+        (["bye thank welcome goodbye"], False, "one message"),
+        (["bye", "bye", "bye", "And now?", "bye"], False, "one between"),
+        (["bye", "bye", "bye"], False, "three"),
+        (["Hi", "bye", "bye", "bye", "bye", "Hi"], True, "it was over before"),
+        (["x"] * 9, False, "no farewell at all"),
+    ]
+    for texts, wanted, why in cases:
+        found = rule(list(texts))
+        if found is None or bool(found) != wanted:
+            return _say(f"{texts} gives {found}: {why}")
+    _say("")
+
+
 def last_only(mask: Callable) -> None:
     """Check 05a's first exercise: the last run of labels alone."""
     given = [IGNORE, 5, 6, IGNORE, 7, 8, IGNORE]
@@ -362,6 +434,89 @@ def causes(name: Callable) -> None:
         f"{len(right) - len(wrong)} of {len(right)}; room {wrong[0]}: "
         f"{right[wrong[0]][1]}"
     )
+
+
+def recent(keep: Callable) -> None:
+    """Check 06's first exercise: the system message, and the last pairs."""
+    roles = ("user", "assistant")
+    talk = [{"role": roles[i % 2], "content": "x" * 10} for i in range(6)]
+    head = [{"role": "system", "content": "x" * 5}]
+
+    def size(messages):
+        return sum(len(message["content"]) for message in messages)
+
+    cases = [
+        (talk, 60, talk, "all of it fits"),
+        (talk, 45, talk[2:], "two pairs fit"),
+        (talk, 39, talk[4:], "half a pair is none"),
+        (head + talk, 64, head + talk[2:], "the system message counts, too"),
+        (head + talk, 25, head + talk[4:], "the system message stays"),
+    ]
+    for talked, window, wanted, why in cases:
+        given = list(talked)
+        found = keep(given, window, size)
+        if found is None:
+            return _say("return a list of messages")
+        if found != wanted or given != talked:
+            count = len(talked)
+            return _say(
+                f"of {count} messages in {window} tokens {len(found)} are "
+                f"kept, not the right {len(wanted)}: {why}"
+            )
+    _say("")
+
+
+def under_rule(change: Callable) -> None:
+    """Check 06's second exercise: a rule in turn 1, kept in each answer."""
+    texts = (
+        "You are a baker.",
+        "What rises?",
+        "Dough.",
+        "And falls?",
+        "Rain.",
+    )
+    roles = ("system", "user", "assistant", "user", "assistant")
+    given = [
+        {"role": role, "content": text}
+        for role, text in zip(roles, texts, strict=True)
+    ]
+    before = [dict(message) for message in given]
+    found = change(given, "Ahoy!")
+    if found is None:
+        return _say("return messages")
+    if given != before:
+        return _say("the messages that were given are changed: copy each")
+    said = [message["content"] for message in found]
+    if len(said) != len(texts) or said[0] != texts[0] or said[3] != texts[3]:
+        return _say("only the first user turn and the answers change")
+    if said[1] != f"End every answer with Ahoy! {texts[1]}":
+        return _say(f"the first user turn is {said[1]!r}")
+    wrong = [i for i in (2, 4) if said[i] != f"{texts[i]} Ahoy!"]
+    _say(f"message {wrong[0]} is {said[wrong[0]]!r}" if wrong else "")
+
+
+def replay(lead: Callable) -> None:
+    """Check 06's bug hunt: a model hears its own answers."""
+    roles = ("user", "assistant")
+    given = [{"role": roles[i % 2], "content": str(i)} for i in range(6)]
+    heard: list[list[str]] = []
+
+    def ask(messages):
+        heard.append([message["content"] for message in messages])
+        return f"own {len(heard)}"
+
+    found = lead(given, ask)
+    if found is None:
+        return _say("return the conversation")
+    wanted = [["0"], ["0", "own 1", "2"], ["0", "own 1", "2", "own 2", "4"]]
+    for number, (one, other) in enumerate(
+        zip(heard, wanted, strict=False), start=1
+    ):
+        if one != other:
+            return _say(f"for answer {number} the model heard {one}")
+    said = [message["content"] for message in found]
+    right = ["0", "own 1", "2", "own 2", "4", "own 3"]
+    _say("" if said == right else f"the conversation is {said}, not {right}")
 
 
 def gigabytes(compute: Callable) -> None:

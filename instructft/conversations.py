@@ -1,4 +1,4 @@
-"""Conversations: played by two models, from trees, cleaned, and split."""
+"""Conversations: played by models, from trees, cleaned, and split."""
 
 import gzip
 import json
@@ -89,7 +89,7 @@ def mirrored(messages: Sequence[dict]) -> list[dict]:
 def play(
     teacher: "Teacher | Recorded",
     talks: Sequence[dict],
-    stop: Callable[[list[dict]], str],
+    ends: Callable[[list[dict]], str],
     most: int = 12,
     **asking: object,
 ) -> list[dict]:
@@ -102,7 +102,7 @@ def play(
     `asking` is the rest of each request: model, max_tokens, and so on.
 
     Returns {"id", "messages", "ended"} for each talk; `ended` is what
-    `stop(messages)` said after a turn ("" goes on), why a reply was not
+    `ends(messages)` said after a turn ("" goes on), why a reply was not
     whole, or that `most` messages were reached. All talks are asked a turn
     at once. What the teacher's journal holds is not asked again, so a run
     that was killed goes on in mid-conversation. Raises as `ask` does.
@@ -132,7 +132,7 @@ def play(
                 continue
             role = ("user", "assistant")[len(said) % 2]
             said.append({"role": role, "content": reply.text.strip()})
-            made["ended"] = stop(said)
+            made["ended"] = ends(said)
             if len(said) >= most and not made["ended"]:
                 made["ended"] = f"{most} messages"
 
@@ -146,6 +146,44 @@ def _heard(talk: dict, messages: list[dict]) -> list[dict]:
         {"role": "user", "content": talk["opening"]},
         *mirrored(messages),
     ]
+
+
+def from_transcript(
+    text: str,
+    whole: bool = True,
+    user: str = "[Human]",
+    assistant: str = "[AI]",
+) -> tuple[list[dict], list[tuple[str, str]]]:
+    """Cut a text in which a model wrote both sides: (turns, left out).
+
+    What is left out is listed as (text, why): what precedes the first mark,
+    a question without an answer, one with two, and all that follows; if the
+    text is not `whole`, its last answer too, which was cut off.
+    project-baize/baize-chatbot drops the last question in any case, and so
+    loses a finished pair.
+
+    >>> from_transcript("[Human] Hi [AI] Hello. [Human] And")
+    ([{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': \
+'Hello.'}], [('And', 'a question without an answer')])
+    """
+    before, *chunks = text.split(user)
+    out = [(before.strip(), "before the first turn")] * bool(before.strip())
+    turns: list[dict] = []
+    ended = False
+    for number, chunk in enumerate(chunks, start=1):
+        question, *answers = chunk.split(assistant)
+        cut = not whole and number == len(chunks) and answers
+        why = "after a turn that is none" if ended else ""
+        why = why or ("" if answers else "a question without an answer")
+        why = why or ("two answers" if len(answers) > 1 else "")
+        why = why or ("cut off" if cut else "")
+        if why:
+            ended = True
+            out.append((chunk.strip(), why))
+            continue
+        turns.append({"role": "user", "content": question.strip()})
+        turns.append({"role": "assistant", "content": answers[0].strip()})
+    return turns, out
 
 
 def disorder(messages: Sequence[dict]) -> str:

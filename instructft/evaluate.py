@@ -90,6 +90,41 @@ def answers(
     return found
 
 
+def converse(
+    model,
+    tokenizer,
+    conversations: Sequence[list[dict]],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[list[dict]]:
+    """Lead n conversations again, with the model's own answers.
+
+    The system and user messages are given in turn; where the assistant
+    spoke, the model answers (greedily) what has been said so far, its own
+    answers included. Returns n lists of messages, each as long as its own.
+    Raises as `answers` does.
+    """
+    made: list[list[dict]] = [[] for _ in conversations]
+    for place in range(max(map(len, conversations), default=0)):
+        here = [i for i, c in enumerate(conversations) if place < len(c)]
+        turns = {i: conversations[i][place] for i in here}
+        asked = [i for i in here if turns[i]["role"] == "assistant"]
+        said = answers(
+            model,
+            tokenizer,
+            [made[i] for i in asked],
+            max_new_tokens,
+            batch_size,
+            progress,
+        )
+        for i, text in zip(asked, said, strict=True):
+            turns[i] = {"role": "assistant", "content": text}
+        for i, turn in turns.items():
+            made[i].append(turn)
+    return made
+
+
 def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> float:
     """Return the share of predictions that equal their target, 0 to 1.
 

@@ -246,7 +246,8 @@ _PLEASED = re.compile(
 _MORE = re.compile(
     rf"\b(please|kindly|next|now)\b,? (\w+ly )?({_WORK}|go on|keep)\b"
     r"|\bplease\b[^.!?]*$|\bi'll take the\b|\bi can\b[^.!?]*, would you\?"
-    r"|\b(should|ought|do|can|could) i\b[^.!?]*\?|\bgood way to\b[^.!?]*\?",
+    r"|\b(should|ought|do|can|could) i\b(?! (help|assist))[^.!?]*\?"
+    r"|\bgood way to\b[^.!?]*\?",
     re.IGNORECASE,
 )
 _DELIVERS = re.compile(

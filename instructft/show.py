@@ -763,6 +763,57 @@ def chat(
     return widgets.VBox([turns, widgets.HBox([line, again])])
 
 
+def stage(sides: dict[str, Callable[[list[dict]], str]]) -> "widgets.VBox":
+    """Return a widget that plays a conversation, a turn at a time.
+
+    `sides` says for "user" and "assistant" what a model in that role says
+    to messages. *Next turn* lets it speak; a line that is written instead
+    is that turn, so either role can be taken. Its plain twin is a call of
+    either side. "Start over" forgets the turns.
+    """
+    import ipywidgets as widgets
+
+    line = widgets.Text(continuous_update=False, layout={"width": "60%"})
+    following = widgets.Button(description="Next turn")
+    again = widgets.Button(description="Start over")
+    turns = widgets.Output()
+    said: list[dict] = []
+
+    def draw():
+        turns.outputs = ()
+        turns.append_display_data(conversation(said))
+        role = ("user", "assistant")[len(said) % 2]
+        line.placeholder = f"be the {role}: write here and press Enter"
+
+    def speak(text: str):
+        role = ("user", "assistant")[len(said) % 2]
+        said.append({"role": role, "content": text})
+        draw()
+
+    def let_speak(_):
+        role = ("user", "assistant")[len(said) % 2]
+        try:
+            speak(sides[role](list(said)))
+        except Exception as error:  # else it would end in a log, unseen
+            kind = type(error).__name__
+            turns.append_display_data(View(f"no answer: {kind}: {error}"))
+
+    def write(change):
+        if text := change["new"].strip():
+            line.value = ""
+            speak(text)
+
+    def forget(_):
+        said.clear()
+        draw()
+
+    following.on_click(let_speak)
+    line.observe(write, names="value")
+    again.on_click(forget)
+    draw()
+    return widgets.VBox([turns, widgets.HBox([following, line, again])])
+
+
 def form(path: str | Path) -> "widgets.VBox":
     """Return a widget to write instances, see them and keep them in a file.
 

@@ -670,3 +670,151 @@ def test_counted_loss(said):
         (lambda *_: torch.tensor(0.0), "not yet: which place's logits"),
     ):
         assert said(checks.counted_loss, compute).startswith(line), line
+
+
+# --- 04, 06 ---------------------------------------------------------------
+
+
+def right_merged(lines):
+    made = []
+    for speaker, text in lines:
+        role = "user" if speaker == lines[0][0] else "assistant"
+        if made and made[-1]["role"] == role:
+            made[-1]["content"] += "\n" + text
+        else:
+            made.append({"role": role, "content": text})
+    return made
+
+
+def right_goodbye(texts):
+    count = 0
+    for text in texts:
+        found = any(w in text.lower() for w in ("bye", "thank", "welcome"))
+        count = count + 1 if found else 0
+        if count >= 4:
+            return True
+    return False
+
+
+def reset_by_each_word(texts):
+    count = 0
+    for text in texts:
+        for word in ("goodbye", "thank", "welcome", "bye"):
+            count = count + 1 if word in text else 0
+            if count >= 4:
+                return True
+    return False
+
+
+def right_recent(messages, window, size):
+    start = messages[0]["role"] == "system"
+    head, rest = messages[:start], messages[start:]
+    while rest and size(head + rest) > window:
+        rest = rest[2:]
+    return head + rest
+
+
+def right_rule(messages, phrase):
+    made = [dict(message) for message in messages]
+    first = next(m for m in made if m["role"] == "user")
+    first["content"] = f"End every answer with {phrase} {first['content']}"
+    for message in made:
+        if message["role"] == "assistant":
+            message["content"] += f" {phrase}"
+    return made
+
+
+def rule_in_place(messages, phrase):
+    for message in messages:
+        message["content"] += f" {phrase}"
+    return messages
+
+
+def right_replay(messages, ask):
+    said = []
+    for message in messages:
+        if message["role"] == "assistant":
+            message = {"role": "assistant", "content": ask(said)}
+        said = [*said, message]
+    return said
+
+
+def forced_replay(messages, ask):
+    return [
+        {"role": "assistant", "content": ask(messages[:i])}
+        if message["role"] == "assistant"
+        else message
+        for i, message in enumerate(messages)
+    ]
+
+
+TALKS = [
+    (checks.merged, right_merged, "correct"),
+    (checks.merged, lambda lines: None, "return a list"),
+    (
+        checks.merged,
+        lambda lines: [m for line in lines for m in right_merged([line])],
+        "two speakers",
+    ),
+    (
+        checks.prompt_tokens,
+        lambda sizes, system: sum(
+            system + sum(sizes[:i]) for i in range(len(sizes))
+        ),
+        "correct",
+    ),
+    (checks.prompt_tokens, lambda sizes, system: None, "return a number"),
+    (
+        checks.prompt_tokens,
+        lambda sizes, system: sum(sizes) + system,
+        "each message once",
+    ),
+    (
+        checks.prompt_tokens,
+        lambda sizes, system: sum(
+            system + sum(sizes[: i + 1]) for i in range(len(sizes))
+        ),
+        "that it is to bring",
+    ),
+    (checks.prompt_tokens, lambda sizes, system: 55, "no call"),
+    (checks.says_goodbye, right_goodbye, "correct"),
+    (checks.says_goodbye, reset_by_each_word, "four in a row"),
+    (
+        checks.says_goodbye,
+        lambda texts: sum("bye" in text for text in texts) >= 4,
+        "four in a row",
+    ),
+    (checks.says_goodbye, lambda texts: None, "gives None"),
+    (checks.recent, right_recent, "correct"),
+    (checks.recent, lambda messages, window, size: None, "return a list"),
+    (
+        checks.recent,
+        lambda messages, window, size: messages[-2:],
+        "all of it fits",
+    ),
+    (
+        checks.recent,
+        lambda messages, window, size: right_recent(messages, 60, size),
+        "two pairs fit",
+    ),
+    (checks.under_rule, right_rule, "correct"),
+    (checks.under_rule, lambda messages, phrase: None, "return messages"),
+    (checks.under_rule, rule_in_place, "are changed"),
+    (checks.under_rule, lambda messages, phrase: messages, "first user turn"),
+    (
+        checks.under_rule,
+        lambda messages, phrase: right_rule(messages, phrase)[:3],
+        "only the first user turn",
+    ),
+    (checks.replay, right_replay, "correct"),
+    (checks.replay, lambda messages, ask: None, "return the conversation"),
+    (checks.replay, forced_replay, "answer 2 the model heard"),
+]
+
+
+@pytest.mark.parametrize("check, answer, said", TALKS)
+def test_conversation_exercises(check, answer, said, capsys):
+    check(answer)
+    found = capsys.readouterr().out.strip()
+    assert re.search(said, found), found
+    assert (found == "correct") == (said == "correct")

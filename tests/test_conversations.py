@@ -11,6 +11,7 @@ from instructft.conversations import (
     _main,
     cleaned,
     disorder,
+    from_transcript,
     mirrored,
     play,
     read_trees,
@@ -182,7 +183,7 @@ class Echo:
 
 def test_either_role_hears_the_other():
     teacher = Echo()
-    played = play(teacher, TALKS, lambda said: "", 4, model="m", seed=1)
+    played = play(teacher, TALKS, lambda said: "", 4, model="m", stop=["."])
     for name, made in zip(("tea", "rain"), played, strict=True):
         assert made["id"] == name and made["ended"] == "4 messages"
         assert disorder(made["messages"]) == ""
@@ -197,7 +198,7 @@ def test_either_role_hears_the_other():
             {"role": "user", "content": "2 know"},
         ],
         "model": "m",
-        "seed": 1,
+        "stop": ["."],  # the request's own, beside `ends`
     }
     assert teacher.asked[3][1]["messages"] == [
         {"role": "system", "content": "You know about rain."},
@@ -206,15 +207,25 @@ def test_either_role_hears_the_other():
 
 
 def test_a_conversation_ends_for_its_own_reason():
-    def stop(said):
+    def ends(said):
         return "enough" if said[-1]["content"] == "2 know" else ""
 
-    [tea, rain] = play(Echo(), TALKS, stop)
+    [tea, rain] = play(Echo(), TALKS, ends)
     assert tea["ended"] == rain["ended"] == "enough"
     assert len(tea["messages"]) == 2
     teacher = Echo(**{"4 ask": "length"})
     [tea, _] = play(teacher, TALKS, lambda said: "")
     assert tea["ended"] == "length: why" and len(tea["messages"]) == 2
+
+
+def test_a_conversation_may_have_begun():
+    begun = [talk | {"messages": say("a question")} for talk in TALKS]
+    teacher = Echo()
+    played = play(teacher, begun, lambda said: "", 3)
+    texts = [message["content"] for message in played[0]["messages"]]
+    assert texts == ["a question", "2 know", "4 ask"]
+    assert begun[0]["messages"] == say("a question")  # as it was given
+    assert played[0]["ended"] == "3 messages"
 
 
 def test_mirrored_twice_is_the_same():
@@ -223,6 +234,54 @@ def test_mirrored_twice_is_the_same():
         "assistant"
     ]
     assert mirrored(mirrored(talk)) == talk
+
+
+# --- transcripts ------------------------------------------------------------
+
+
+def test_a_transcript_is_cut_at_its_marks():
+    text = "A talk. [Human] a [AI] b [Human] c [AI] d [Human] e"
+    turns, out = from_transcript(text)
+    assert turns == say("a", "b", "c", "d")
+    assert out == [
+        ("A talk.", "before the first turn"),
+        ("e", "a question without an answer"),
+    ]
+
+
+def test_a_finished_pair_at_the_end_stays():
+    assert from_transcript("[Human] a [AI] b") == (say("a", "b"), [])
+    turns, out = from_transcript("[Human] a [AI] b", whole=False)
+    assert turns == [] and out == [("a [AI] b", "cut off")]
+
+
+def test_nothing_follows_a_turn_that_is_none():
+    text = "[Human] a [AI] b [Human] c [AI] d [AI] e [Human] f [AI] g"
+    turns, out = from_transcript(text)
+    assert turns == say("a", "b")
+    assert [why for _, why in out] == [
+        "two answers",
+        "after a turn that is none",
+    ]
+
+
+PIECE = st.sampled_from(["[Human]", "[AI]", " x ", " y z ", "\n"])
+
+
+@given(st.lists(PIECE, max_size=12), st.booleans())
+def test_each_word_of_a_transcript_is_kept_or_listed(pieces, whole):
+    text = "".join(pieces)
+    turns, out = from_transcript(text, whole)
+    assert not turns or disorder(turns) == ""
+    kept = " ".join([m["content"] for m in turns] + [part for part, _ in out])
+    marks = ("[Human]", "[AI]")
+
+    def words_of(text):
+        for mark in marks:
+            text = text.replace(mark, " ")
+        return sorted(text.split())
+
+    assert words_of(kept) == words_of(text)
 
 
 # --- cleaning ---------------------------------------------------------------

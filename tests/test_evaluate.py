@@ -12,6 +12,7 @@ from instructft.evaluate import (
     agreement,
     answer_loss,
     answers,
+    converse,
     exact_match,
     in_format,
     interval,
@@ -65,6 +66,24 @@ def add_lora(model, dropout=0.0):
 
 
 # --- answers --------------------------------------------------------------
+
+
+def test_converse_hears_its_own_answers(tiny, tokenizer):
+    roles = ("user", "assistant")
+    talk = [{"role": roles[i % 2], "content": f"Say {i}."} for i in range(4)]
+    system = [{"role": "system", "content": "Be brief."}]
+    given = [talk, system + talk, talk[:2], talk[:1]]
+    made = converse(tiny, tokenizer, given, max_new_tokens=6)
+    assert [len(each) for each in made] == [4, 5, 2, 1]
+    for before, after in zip(given, made, strict=True):
+        for i, message in enumerate(after):
+            if message["role"] != "assistant":
+                assert message == before[i]
+                continue
+            [own] = answers(tiny, tokenizer, [after[:i]], 6)
+            assert message == {"role": "assistant", "content": own}
+    assert talk[1]["content"] == "Say 1."  # as it was given
+    assert converse(tiny, tokenizer, []) == []
 
 
 def by_hand(model, tokenizer, messages, count):

@@ -31,12 +31,18 @@ SMALL = {
     },
     "02b": {},
     "03": {},
+    "04": {},
     "05a": {"ROWS": 8},
     "05b": {"ROWS": 16, "HELD_OUT": 2, "PLAIN_TEXTS": 2, "SPEED": ["full"]},
+    "06": {"TOKENS": 1500, "HELD_OUT": 4},
     "07": {"TRAIN_ROWS": 64, "HELD_OUT_ROWS": 16, "PLAIN_TEXTS": 4},
 }
-ARCHIVES = {"02a": ["vader", "promptsource", "evals"], "07": ["vader"]}
-MEASURED = ("02a", "05b", "07")  # these end in a cell tagged result
+ARCHIVES = {
+    "02a": ["vader", "promptsource", "evals"],
+    "04": ["chitchat"],
+    "07": ["vader"],
+}
+MEASURED = ("02a", "05b", "06", "07")  # these end in a cell tagged result
 
 
 def lay_course(folder):
@@ -119,7 +125,7 @@ def run(root, number, capsys):
     return json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("number", ["00", "01", "02a", "02b", "03"])
+@pytest.mark.parametrize("number", ["00", "01", "02a", "02b", "03", "04"])
 def test_runs_as_it_is_and_its_stable_outputs_hold(number, root, capsys):
     need_archives(number)
     committed = json.loads(find(root, number).read_text("utf-8"))

@@ -461,6 +461,67 @@ def test_source_is_escaped():
     assert Page(view.html).text.strip() == view.text
 
 
+# --- stage ----------------------------------------------------------------
+
+
+class Stage:
+    """A reader before the widget: lets a side speak, or speaks for it."""
+
+    def __init__(self, sides):
+        self.widget = show.stage(sides)
+        self.turns, below = self.widget.children
+        self.following, self.line, self.again = below.children
+
+    def text(self):
+        return self.turns.outputs[-1]["data"]["text/plain"]
+
+
+@pytest.fixture
+def stage():
+    return Stage(
+        {
+            "user": lambda said: f"question {len(said)}",
+            "assistant": lambda said: f"<b>answer {len(said)}</b>",
+        }
+    )
+
+
+def test_either_role_can_be_taken(stage):
+    assert "be the user" in stage.line.placeholder
+    stage.following.click()
+    assert "be the assistant" in stage.line.placeholder
+    stage.line.value = " mine "
+    stage.following.click()
+    stage.following.click()
+    assert stage.line.value == ""
+    assert stage.text() == (
+        "user: question 0\nassistant: mine\nuser: question 2\n"
+        "assistant: <b>answer 3</b>"
+    )
+    page = Page(stage.turns.outputs[-1]["data"]["text/html"])
+    assert page.tags <= {"div", "b", "br"}
+    assert "<b>answer 3</b>" in page.text
+    stage.again.click()
+    assert stage.text() == ""
+    assert "be the user" in stage.line.placeholder
+
+
+def test_an_empty_line_is_no_turn(stage):
+    stage.line.value = "  "
+    assert stage.text() == ""
+
+
+def test_a_side_that_fails_is_no_turn(stage):
+    def fail(said):
+        raise RuntimeError("the endpoint is gone")
+
+    stage = Stage({"user": fail, "assistant": fail})
+    stage.following.click()
+    assert stage.text() == "no answer: RuntimeError: the endpoint is gone"
+    stage.line.value = "mine"
+    assert stage.text() == "user: mine"
+
+
 # --- chat -----------------------------------------------------------------
 
 
