@@ -227,7 +227,7 @@ _ORDERS = re.compile(
     rf"|({_WORK}|guide|hand|bring|get) me\b|your turn|another go"
     rf"|({_WORK}) (that|this|it|one)( one)? yourself|counting on you"
     r"|i('d| would) (like|love)( for)? you to|i (need|want) you to"
-    r"|(would|could|will) you\?)",
+    r"|, (would|could|will) you\?)",
     re.IGNORECASE,
 )
 _ORDERS_TOLD = re.compile(
