@@ -560,6 +560,63 @@ MUTANTS = [
         "test_templates.py",
         "bad_pattern_files",
     ),
+    # conversations
+    Mutant(
+        "who-plays-the-user-is-told-it-is-the-user",
+        "conversations.py",
+        "        *mirrored(messages),\n",
+        "        *messages,\n",
+        "test_conversations.py",
+        "either_role",
+    ),
+    Mutant(
+        "a-pair-that-overflows-is-lost",
+        "conversations.py",
+        "[*pieces, piece], system + pair",
+        "[*pieces, piece], system",
+        "test_conversations.py",
+        "one_piece",
+    ),
+    Mutant(
+        "an-answer-that-was-cut-off-stays",
+        "conversations.py",
+        "cut = not whole and",
+        "cut = whole and",
+        "test_conversations.py",
+        "finished_pair",
+    ),
+    Mutant(
+        "a-replay-hears-the-written-answers",
+        "evaluate.py",
+        "[made[i] for i in asked],",
+        "[conversations[i][:place] for i in asked],",
+        "test_evaluate.py",
+        "converse",
+    ),
+    Mutant(
+        "another-sum-is-a-loop",
+        "faults.py",
+        "share > least and _numbers(stems) == _numbers(others)",
+        "share > least",
+        "test_faults.py",
+        "another_sum",
+    ),
+    Mutant(
+        "two-farewells-are-endless",
+        "faults.py",
+        "FAREWELLS = 3",
+        "FAREWELLS = 2",
+        "test_faults.py",
+        "goodbye",
+    ),
+    Mutant(
+        "the-task-said-again-is-a-leak",
+        "faults.py",
+        "{run for run in each if _TO_A_MODEL.intersection(run)}",
+        "set(each)",
+        "test_faults.py",
+        "task",
+    ),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from instructft.conversations import (
     split,
     threads,
 )
-from instructft.instance import BadRows
+from instructft.instance import BadRows, read_rows
 from instructft.teacher import Reply
 
 
@@ -418,3 +419,47 @@ def test_what_does_not_fit_is_listed_and_parts_the_rest():
 def test_only_turns_that_alternate_are_split():
     with pytest.raises(ValueError, match="clean the conversation first"):
         split(say("a"), 8, words)
+
+
+# --- the data ---------------------------------------------------------------
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+DIALOGUES = [
+    *("conversations/dialogues.jsonl", "heldout/conversations.jsonl"),
+]
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_the_written_answers_meet_their_checks(name):
+    rows = read_rows(DATA / name)
+    for row in rows:
+        assert disorder(row["messages"]) == "", row["id"]
+        assert bool(row["checks"]) == (row["kind"] != "plain"), row["id"]
+        for check in row["checks"]:
+            message = row["messages"][check["turn"]]
+            text, wanted = message["content"], check["text"]
+            assert message["role"] == "assistant", row["id"]
+            assert {
+                "contains": wanted.lower() in text.lower(),
+                "starts": text.startswith(wanted),
+                "ends": text.endswith(wanted),
+            }[check["must"]], row["id"]
+
+
+def test_what_is_asked_of_held_out_dialogues_was_not_trained_on():
+    trained, held_out = (
+        {
+            c["text"].lower()
+            for row in read_rows(DATA / name)
+            for c in row["checks"]
+        }
+        for name in DIALOGUES
+    )
+    assert trained and held_out and not trained & held_out
+
+
+def test_planted_rows_are_in_order():
+    for name in ("planted", "planted_heldout"):
+        for row in read_rows(DATA / "conversations" / f"{name}.jsonl"):
+            assert disorder(row["messages"]) == "", row["id"]
+            assert set(row["prompts"]) == {"user", "assistant"}, row["id"]
