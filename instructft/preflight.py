@@ -300,7 +300,9 @@ def _spans(marked: list[int]) -> Iterator[tuple[int, int]]:
 
 def _check_batches(trainer) -> Check:
     """Put all rows into batches: a collator of one's own may mask anew."""
-    rows, name = trainer.train_dataset, "batches keep the labels"
+    # as in training: without columns that the model does not read
+    rows = trainer._remove_unused_columns(trainer.train_dataset)
+    name = "batches keep the labels"
     size = trainer.args.per_device_train_batch_size
     remedy = "leave data_collator out: TRL's own keeps the rows' labels"
     other = 0
@@ -495,9 +497,9 @@ def _check_model(trainer) -> list[Check]:
 def _check_memory(trainer) -> Check:
     """Compare what must be held at once with the memory there is.
 
-    A floor: weights, gradients and the optimizer's states of what is
-    trained, and the logits of one batch with their gradient. What layers
-    keep for the way back comes on top.
+    A floor: weights, and the gradients and optimizer's states of what is
+    trained. What layers keep for the way back comes on top, and logits: how
+    many of a batch's are kept at once is the loss function's own business.
     """
     import torch
 
@@ -507,13 +509,8 @@ def _check_memory(trainer) -> Check:
         weights += p.numel() * p.element_size()
         if p.requires_grad:
             gradients += p.numel() * p.element_size()
-            states += p.numel() * _state_bytes(str(args.optim), p)
-    longest = max(
-        (len(ids) for ids in trainer.train_dataset["input_ids"]), default=0
-    )
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    logits = args.per_device_train_batch_size * longest * vocabulary * 4 * 2
-    needed = (weights + gradients + states + logits) / 1e9
+            states += p.numel() * _state_bytes(args.optim.value, p)
+    needed = (weights + gradients + states) / 1e9
     there = memory_gb()
     if model.device.type == "cuda" and torch.cuda.is_available():
         card = torch.cuda.get_device_properties(model.device)
@@ -523,9 +520,9 @@ def _check_memory(trainer) -> Check:
         needed < there,
         f"at least {needed:.1f} GB of {there:.1f}: "
         f"weights {weights / 1e9:.2f}, gradients {gradients / 1e9:.2f}, "
-        f"optimizer {states / 1e9:.2f}, logits {logits / 1e9:.2f}",
-        "load the model in 4 bit, train an adapter, make batch or "
-        "max_length smaller",
+        f"optimizer {states / 1e9:.2f}; activations and logits come on top",
+        "load the model in 4 bit, train an adapter, or take an optimizer "
+        'that keeps 8 bit, such as optim="paged_adamw_8bit"',
     )
 
 

@@ -234,6 +234,14 @@ MUTANTS = [
         "masks_anew",
     ),
     Mutant(
+        "batches-of-columns-never-read",
+        "preflight.py",
+        "rows = trainer._remove_unused_columns(trainer.train_dataset)",
+        "rows = trainer.train_dataset",
+        "test_preflight.py",
+        "collator_of_old",
+    ),
+    Mutant(
         "pad-as-the-end-passed",
         "preflight.py",
         "and not stops & {pad, model.config.pad_token_id, unread},",
@@ -272,6 +280,14 @@ MUTANTS = [
         "        True,",
         "test_preflight.py",
         "too_little_memory",
+    ),
+    Mutant(
+        "optimizer-without-states",
+        "preflight.py",
+        "_state_bytes(args.optim.value, p)",
+        "_state_bytes(str(args.optim), p)",
+        "test_preflight.py",
+        "optimizers_share",
     ),
     # checkpoints
     Mutant(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import DataCollatorForLanguageModeling
 from trl import SFTConfig, SFTTrainer
 
 from instructft.formatting import messages
@@ -326,6 +327,27 @@ def test_a_collator_that_masks_anew(build):
     assert seen == "6 labels differ in the batches"
 
 
+def test_a_collator_of_old_is_refused_for_what_it_does(build, tokenizer):
+    trainer = build(per_device_train_batch_size=1)
+    assert "messages" in trainer.train_dataset.column_names  # not handed on
+    pads_with_end = copy.deepcopy(tokenizer)
+    pads_with_end.pad_token = pads_with_end.eos_token
+    trainer.data_collator = DataCollatorForLanguageModeling(
+        pads_with_end, mlm=False
+    )
+    red = refused(trainer)
+    assert set(red) == {"batches keep the labels"}
+    # all of a row counts, but for its end tokens: hidden as if padding
+    end = tokenizer.eos_token_id
+    other = sum(
+        (-100 if token == end else token) != label
+        for ids, marked in samples(trainer)
+        for token, label in zip(ids, marked, strict=True)
+    )
+    seen = red["batches keep the labels"].seen
+    assert seen == f"{other} labels differ in the batches"
+
+
 # --- the tokens -----------------------------------------------------------
 
 
@@ -535,6 +557,38 @@ def test_too_little_memory(build, monkeypatch):
     red = refused(build())
     assert set(red) == {"memory may suffice"}
     assert " GB of 0.0: weights 0.01" in red["memory may suffice"].seen
+
+
+@pytest.mark.parametrize(
+    ("optim", "gigabytes"),
+    [
+        ("adamw_torch_fused", "0.13"),  # two numbers for each, in float32
+        ("paged_adamw_8bit", "0.03"),  # two bytes for each
+        ("sgd", "0.00"),
+    ],
+)
+def test_the_optimizers_share_of_memory(build, tiny, optim, gigabytes):
+    tiny.resize_token_embeddings(500_000)
+    [check] = [
+        check
+        for check in preflight(build(optim=optim), rows=6)
+        if check.name == "memory may suffice"
+    ]
+    assert f"optimizer {gigabytes};" in check.seen
+
+
+def test_memory_that_holds_all_but_a_batchs_logits_may_suffice(
+    build, monkeypatch
+):
+    trainer = build(per_device_train_batch_size=6)
+    total = sum(p.numel() for p in trainer.model.parameters())
+    needed = total * 4 * 4 / 1e9  # weights, gradients, two of Adam's
+    logits = 6 * 44 * 49_152 * 4 / 1e9
+    there = needed + logits / 2
+    monkeypatch.setattr("instructft.preflight.memory_gb", lambda: there)
+    assert all(c.ok for c in preflight(trainer, rows=6))
+    monkeypatch.setattr("instructft.preflight.memory_gb", lambda: needed)
+    assert set(refused(trainer)) == {"memory may suffice"}
 
 
 def test_every_fault_at_once(build, tiny):
