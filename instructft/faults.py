@@ -28,8 +28,9 @@ def faults(
     """Say what is wrong with a conversation that models played, by rules.
 
     The kinds: `empty_turn` (no letter or digit), `over_long` (more than
-    `longest` words), `loop` (a turn like its speaker's earlier one, ROUGE-L
-    above `alike`), `endless_goodbye` (three turns of farewell in a row),
+    `longest` words), `loop` (more than `alike` of a turn's words, and all of
+    its numbers, stood in an earlier one of its speaker's; a user may ask
+    again in other words), `endless_goodbye` (three farewells in a row),
     `prompt_leak` (words of the role `prompts`, or talk of having a role),
     `role_flip` (the assistant asks for work, or the user delivers it) and
     `asks_instead` (the assistant only asks back). Each kind is listed once,
