@@ -351,6 +351,8 @@ def prompt_tokens(count: Callable) -> None:
         return _say("return a number of tokens")
     if found != 55:
         return _say(hints.get(found, f"{found} instead of 55"))
+    if (found := count([1, 2, 4, 8], 3)) != 23:
+        return _say(f"[1, 2, 4, 8] and 3 give {found}, not 23")
     _say("" if count([], 5) == 0 else "without a message there is no call")
 
 
@@ -451,6 +453,7 @@ def recent(keep: Callable) -> None:
         (talk, 39, talk[4:], "half a pair is none"),
         (head + talk, 64, head + talk[2:], "the system message counts, too"),
         (head + talk, 25, head + talk[4:], "the system message stays"),
+        (head + talk, 20, head, "not even the last pair fits"),
     ]
     for talked, window, wanted, why in cases:
         given = list(talked)
@@ -492,7 +495,13 @@ def under_rule(change: Callable) -> None:
     if said[1] != f"End every answer with Ahoy! {texts[1]}":
         return _say(f"the first user turn is {said[1]!r}")
     wrong = [i for i in (2, 4) if said[i] != f"{texts[i]} Ahoy!"]
-    _say(f"message {wrong[0]} is {said[wrong[0]]!r}" if wrong else "")
+    if wrong:
+        return _say(f"message {wrong[0]} is {said[wrong[0]]!r}")
+    if [message["role"] for message in found] != list(roles):
+        return _say("each message keeps its role")
+    bare = [dict(message) for message in before[1:]]
+    right = change(bare, "Ahoy!") == found[1:]
+    _say("" if right else "without a system message the user's is message 0")
 
 
 def replay(lead: Callable) -> None:
@@ -516,7 +525,14 @@ def replay(lead: Callable) -> None:
             return _say(f"for answer {number} the model heard {one}")
     said = [message["content"] for message in found]
     right = ["0", "own 1", "2", "own 2", "4", "own 3"]
-    _say("" if said == right else f"the conversation is {said}, not {right}")
+    if said != right:
+        return _say(f"the conversation is {said}, not {right}")
+    if [m["role"] for m in found] != [m["role"] for m in given]:
+        return _say("each message keeps its role")
+    heard.clear()
+    lead([{"role": "system", "content": "s"}, *given], ask)
+    right = heard[:1] == [["s", "0"]]
+    _say("" if right else "a system message moves the turns by one")
 
 
 def gigabytes(compute: Callable) -> None:

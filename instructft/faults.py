@@ -138,22 +138,30 @@ _FAREWELL = re.compile(
     r"|(to )?you (too|as well)|come back|keep in touch|you've been)\b",
     re.IGNORECASE,
 )
+# without one of these it is politeness, and no end
+_PARTING = re.compile(
+    r"\b(thank|thanks|ta|cheers|cheerio|(good)?bye|farewell|adieu|toodle"
+    r"|welcome|so long|take care|luck|good ?night|greetings|wishes|regards"
+    r"|weekend|evening|likewise|the best|see you)\b",
+    re.IGNORECASE,
+)
 FAREWELLS = 3
 
 
 def _goodbyes(turns: list[_Turn]) -> Iterator[Fault]:
-    run, gap = 0, False  # one turn between may be merely polite
+    run, parting, gap = 0, 0, False  # one turn between may be merely polite
     for at, _, text in turns:
         length = len(text.split())
         if "?" in text or length > 40:
-            run = 0
+            run = parting = 0
         elif _FAREWELL.search(text):
             run, gap = run + 1, False
+            parting += bool(_PARTING.search(text))
         elif gap or length > 16:
-            run = 0
+            run = parting = 0
         else:
             gap = True
-        if run == FAREWELLS:
+        if run >= FAREWELLS and parting >= 2:
             yield Fault("endless_goodbye", at, f"{run} farewells in a row")
 
 
@@ -232,8 +240,9 @@ _ORDERS = re.compile(
     re.IGNORECASE,
 )
 _ORDERS_TOLD = re.compile(
-    rf"(^|[.!?:;,] |\b(and|please|you|kindly) )({_TELL}) (me|us)\b|\bmy own\b"
-    r"|\bi (need|want) (an?|the|some|your|to)\b|\bexplain to me\b"
+    rf"(^|[.!?:;,] |\b(and|please|you|kindly) )({_TELL}) (me|us)\b"
+    r"|\bi (need|want) (an?|the|some|your)\b|\bi want to (?!make|help|be|know)"
+    r"|\bexplain to me\b"
     rf"|\b(please|kindly) ({_TELL})\b|\bwith mine\b",
     re.IGNORECASE,
 )

@@ -361,7 +361,9 @@ def bars(
     from matplotlib.figure import Figure
 
     names = list(next(iter(groups.values())))
-    lying = sum(map(len, names)) > 60  # side by side they would overlap
+    # side by side long names, or the figures of many bars, would overlap
+    wide = max(map(len, names)) * len(names)
+    lying = wide > 60 or len(names) * len(groups) > 20
     height = 0.6 + 0.25 * len(names) * len(groups) if lying else 2.8
     figure = Figure(figsize=(6, height), layout="constrained")
     axes = figure.subplots()

@@ -776,7 +776,20 @@ TALKS = [
         ),
         "that it is to bring",
     ),
-    (checks.prompt_tokens, lambda sizes, system: 55, "no call"),
+    (checks.prompt_tokens, lambda sizes, system: 55, "give 55, not 23"),
+    (
+        checks.prompt_tokens,
+        lambda sizes, system: sum(sizes[::2]) + system * len(sizes),
+        "not 23",
+    ),
+    (
+        checks.prompt_tokens,
+        lambda sizes, system: (
+            system * 3 * (not sizes)
+            + sum(system + sum(sizes[:i]) for i in range(len(sizes)))
+        ),
+        "no call",
+    ),
     (checks.says_goodbye, right_goodbye, "correct"),
     (checks.says_goodbye, reset_by_each_word, "four in a row"),
     (
@@ -805,6 +818,48 @@ TALKS = [
         checks.under_rule,
         lambda messages, phrase: right_rule(messages, phrase)[:3],
         "only the first user turn",
+    ),
+    (
+        checks.recent,
+        lambda messages, window, size: (
+            right_recent(messages, window, size)
+            if window > 20
+            else messages[:1] + messages[-2:]
+        ),
+        "not even the last pair",
+    ),
+    (
+        checks.under_rule,
+        lambda messages, phrase: [
+            m | {"role": "user"} for m in right_rule(messages, phrase)
+        ],
+        "keeps its role",
+    ),
+    (
+        checks.under_rule,
+        lambda messages, phrase: right_rule(
+            [{"role": "user", "content": ""}] * (len(messages) < 5) + messages,
+            phrase,
+        )[-len(messages) :],
+        "message 0",
+    ),
+    (
+        checks.replay,
+        lambda messages, ask: [
+            m | {"role": "user"} for m in right_replay(messages, ask)
+        ],
+        "keeps its role",
+    ),
+    (
+        checks.replay,
+        lambda messages, ask: right_replay(
+            [
+                m | {"role": ("user", "assistant")[i % 2]}
+                for i, m in enumerate(messages)
+            ],
+            ask,
+        ),
+        "by one",
     ),
     (checks.replay, right_replay, "correct"),
     (checks.replay, lambda messages, ask: None, "return the conversation"),
