@@ -316,6 +316,40 @@ def test_rows_of_03_are_judged_by_keyboard_and_mouse(lab, page, tmp_path):
     assert len({row["id"] for row in rows}) == 2
 
 
+def test_either_role_of_04_is_taken_in_the_browser(lab, page, tmp_path):
+    need_archives("04")
+    page, _ = page
+    path = find(tmp_path, "04")
+    keep_until(path, "04-stage")
+    cells, _ = run_all(page, lab, path)
+    assert not errors_in(cells)
+    area = page.locator(".jp-OutputArea").filter(
+        has=page.get_by_role("button", name="Next turn")
+    )
+    line = area.locator("input[type=text]")
+    seen = area.locator(".widget-output")
+    line.scroll_into_view_if_needed()
+    line.click()
+    page.keyboard.type("Which <b>herb</b> grows in the shade?")
+    page.keyboard.press("Enter")
+    seen.get_by_text("Which <b>herb</b> grows in the shade?").wait_for()
+    area.get_by_role("button", name="Next turn").click()
+    seen.get_by_text("assistant").wait_for(timeout=60_000)
+    page.screenshot(path=tmp_path / "04-stage.png")
+    # the other role, by keyboard alone
+    start = area.get_by_role("button", name="Start over")
+    start.focus()
+    page.keyboard.press("Enter")
+    seen.get_by_text("assistant").wait_for(state="detached")
+    area.get_by_role("button", name="Next turn").focus()
+    page.keyboard.press("Enter")
+    seen.get_by_text("user").wait_for(timeout=60_000)
+    line.focus()
+    page.keyboard.type("Parsley.")
+    page.keyboard.press("Enter")
+    seen.get_by_text("Parsley.").wait_for()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_run_all_in_the_browser(name, lab, page, tmp_path):
     page, urls = page
