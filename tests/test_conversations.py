@@ -134,6 +134,20 @@ def test_the_command_counts(tmp_path, capsys):
     assert capsys.readouterr().out == said
 
 
+TREES = Path(__file__).parents[2] / "shared/parity/en_100_tree.jsonl"
+
+
+@pytest.mark.skipif(not TREES.is_file(), reason=f"{TREES.name} is not here")
+@pytest.mark.parametrize(
+    "top_k, count", [([], 400), (["1"], 61), (["2"], 185)]
+)
+def test_a_hundred_published_trees(top_k, count, capsys):
+    words = ["--top-k", *top_k] if top_k else []
+    assert _main(["threads", str(TREES), *words]) == 0
+    said = f"100 trees, 1,167 messages (687 answers), {count} threads\n"
+    assert capsys.readouterr().out == said
+
+
 def test_the_command_names_what_is_wrong(tmp_path, capsys):
     path = tmp_path / "trees.jsonl"
     assert _main(["threads", str(path)]) == 1
