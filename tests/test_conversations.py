@@ -135,15 +135,33 @@ def test_the_command_counts(tmp_path, capsys):
 
 
 TREES = Path(__file__).parents[2] / "shared/parity/en_100_tree.jsonl"
+SHAPES = Path(__file__).with_name("tree_shapes.txt")
 
 
-@pytest.mark.skipif(not TREES.is_file(), reason=f"{TREES.name} is not here")
+def _tree(shape, depth=0):
+    """A tree of (()()) without words; returns it and what is left."""
+    replies, rest = [], shape[1:]
+    while rest[0] == "(":
+        reply, rest = _tree(rest, depth + 1)
+        replies.append(reply)
+    role = ("prompter", "assistant")[depth % 2]
+    return {"text": "said", "role": role, "replies": replies}, rest[1:]
+
+
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize(
     "top_k, count", [([], 400), (["1"], 61), (["2"], 185)]
 )
-def test_a_hundred_published_trees(top_k, count, capsys):
+def test_a_hundred_published_trees(top_k, count, published, tmp_path, capsys):
+    path = TREES if published else tmp_path / "trees.jsonl"
+    if not published:
+        shapes = SHAPES.read_text("utf-8").splitlines()[3:]
+        trees = [json.dumps({"prompt": _tree(s)[0]}) for s in shapes]
+        path.write_text("\n".join(trees), "utf-8")
+    elif not path.is_file():
+        pytest.skip(f"{TREES.name} is not here")
     words = ["--top-k", *top_k] if top_k else []
-    assert _main(["threads", str(TREES), *words]) == 0
+    assert _main(["threads", str(path), *words]) == 0
     said = f"100 trees, 1,167 messages (687 answers), {count} threads\n"
     assert capsys.readouterr().out == said
 
