@@ -633,6 +633,39 @@ MUTANTS = [
         "test_faults.py",
         "task",
     ),
+    # instructions that a program checks
+    Mutant(
+        "at-least-is-more-than",
+        "verifiable.py",
+        "else count >= number",
+        "else count > number",
+        "test_verifiable.py",
+        "borders or either_less",
+    ),
+    Mutant(
+        "an-empty-answer-follows",
+        "verifiable.py",
+        "return bool(answer.strip()) and CHECKERS",
+        "return CHECKERS",
+        "test_verifiable.py",
+        "every_kind",
+    ),
+    Mutant(
+        "stars-stay-in-the-loose-verdict",
+        "verifiable.py",
+        'text.replace("*", "")',
+        "text",
+        "test_verifiable.py",
+        "loose_forgives",
+    ),
+    Mutant(
+        "a-row-half-checked-counts",
+        "verifiable.py",
+        'if None not in found["strict"]:',
+        'if found["strict"]:',
+        "test_verifiable.py",
+        "never_guessed",
+    ),
 ]
 
 
