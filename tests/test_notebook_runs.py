@@ -143,6 +143,21 @@ def test_runs_as_it_is_and_its_stable_outputs_hold(number, root, capsys):
     assert stable, f"no cell of {number} is tagged stable"
 
 
+@pytest.mark.parametrize(
+    "number, written, snapshot",
+    [
+        ("02b", "instances.jsonl", "02b_instances.jsonl"),
+        ("03", "set/data.jsonl", "03_set.jsonl"),
+    ],
+)
+def test_a_snapshot_is_what_its_notebook_writes(
+    number, written, snapshot, root, capsys
+):
+    run(root, number, capsys)
+    made = (root / "data" / "work" / number / written).read_text("utf-8")
+    assert made == (ROOT / "data" / "snapshots" / snapshot).read_text("utf-8")
+
+
 def numbers(value, way=""):
     """Every number in a result: (where, number)."""
     if isinstance(value, dict):
