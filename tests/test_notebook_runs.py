@@ -17,6 +17,7 @@ import pytest
 from test_notebook_rules import SOLUTION, code_cells, plain, source, tags
 
 from instructft import course, sources
+from instructft.instance import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 # Enough for each cell to have something to work on
@@ -41,6 +42,13 @@ ARCHIVES = {
     "02a": ["vader", "promptsource", "evals"],
     "04": ["chitchat"],
     "07": ["vader"],
+}
+# What these write into data/work is what data/snapshots holds, but for rows
+# whose texts are not ours
+SNAPSHOTS = {
+    "02a": ("instances.jsonl", "02a_instances.jsonl"),
+    "02b": ("instances.jsonl", "02b_instances.jsonl"),
+    "03": ("set/data.jsonl", "03_set.jsonl"),
 }
 MEASURED = ("02a", "05b", "06", "07")  # these end in a cell tagged result
 
@@ -141,21 +149,11 @@ def test_runs_as_it_is_and_its_stable_outputs_hold(number, root, capsys):
         if "check" in tags(new):
             assert "not yet: " in plain(new), f"{where}: {plain(new)}"
     assert stable, f"no cell of {number} is tagged stable"
-
-
-@pytest.mark.parametrize(
-    "number, written, snapshot",
-    [
-        ("02b", "instances.jsonl", "02b_instances.jsonl"),
-        ("03", "set/data.jsonl", "03_set.jsonl"),
-    ],
-)
-def test_a_snapshot_is_what_its_notebook_writes(
-    number, written, snapshot, root, capsys
-):
-    run(root, number, capsys)
-    made = (root / "data" / "work" / number / written).read_text("utf-8")
-    assert made == (ROOT / "data" / "snapshots" / snapshot).read_text("utf-8")
+    if number in SNAPSHOTS:
+        written, snapshot = SNAPSHOTS[number]
+        made = read_rows(root / "data" / "work" / number / written)
+        ours = [row for row in made if row["licence"] == "CC0-1.0"]
+        assert ours == read_rows(ROOT / "data" / "snapshots" / snapshot)
 
 
 def numbers(value, way=""):
