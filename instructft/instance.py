@@ -81,14 +81,17 @@ def problems_of(row: object) -> list[str]:
     return said
 
 
-def read_rows(path: str | Path) -> list[dict]:
+def read_rows(
+    path: str | Path, check: Callable[[dict], list[str]] = lambda row: []
+) -> list[dict]:
     """Read a JSONL file: n lines in, n dicts out.
 
-    A byte order mark, CRLF line ends and blank lines are fine. Raises
-    BadRows naming file, line, what and remedy for every unusable line;
-    FileNotFoundError where there is no such file.
+    A byte order mark, CRLF line ends and blank lines are fine. `check`
+    says what is wrong with a row, with its remedy. Raises BadRows naming
+    file, line, what and remedy for every unusable line; FileNotFoundError
+    where there is no such file.
     """
-    return _read(path, lambda row: [])
+    return _read(path, check)
 
 
 def read_instances(path: str | Path) -> list[dict]:
