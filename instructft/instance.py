@@ -86,10 +86,10 @@ def read_rows(
 ) -> list[dict]:
     """Read a JSONL file: n lines in, n dicts out.
 
-    A byte order mark, CRLF line ends and blank lines are fine. `check` says
-    what is wrong with a row. Raises BadRows naming file, line, what and
-    remedy for every unusable line; FileNotFoundError where there is no such
-    file.
+    A byte order mark, CRLF line ends and blank lines are fine. `check`
+    says what is wrong with a row, with its remedy. Raises BadRows naming
+    file, line, what and remedy for every unusable line; FileNotFoundError
+    where there is no such file.
     """
     return _read(path, check)
 

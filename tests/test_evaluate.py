@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructft.evaluate import (
+    Answer,
     agreement,
     answer_loss,
     answers,
@@ -16,6 +17,9 @@ from instructft.evaluate import (
     exact_match,
     in_format,
     interval,
+    rank,
+    replies,
+    stops,
     text_loss,
 )
 from instructft.formatting import prompt, token_ids
@@ -116,6 +120,67 @@ def test_answers_stop_at_the_end_token(tokenizer, tiny):
     assert answers(tiny, tokenizer, PROMPTS[:1], 5) == first
 
 
+def test_replies_say_what_ended_them(tokenizer, tiny):
+    free = [by_hand(tiny, tokenizer, p, 6) for p in PROMPTS]
+    ids = [token_ids(tokenizer, p, answer_next=True) for p in PROMPTS]
+    with torch.inference_mode():
+        words = [
+            int(tiny(torch.tensor([i])).logits[0, -1].argmax()) for i in ids
+        ]
+    # two words end an answer, besides the end token: those prompts' first
+    tiny.generation_config.eos_token_id = [2, words[0], words[3]]
+    for size in (1, 2, 32):
+        said = replies(tiny, tokenizer, PROMPTS, 6, batch_size=size)
+        for each, word, text in zip(said, words, free, strict=True):
+            if word in (words[0], words[3]):
+                assert each.stopped and each.tokens == 0
+            elif not each.stopped:
+                assert (each.tokens, each.text) == (6, text)
+    assert 0 < stops(said) < 1, "all alike: the test cannot fail"
+    assert [each.text for each in said] == answers(tiny, tokenizer, PROMPTS, 6)
+    # the end token may be the last that fits
+    [one] = replies(tiny, tokenizer, PROMPTS[:1], 1)
+    assert one.stopped and one.text == tokenizer.decode(words[0]).strip()
+    for ends in (words[0], None):
+        tiny.generation_config.eos_token_id = ends
+        [one] = replies(tiny, tokenizer, PROMPTS[:1], 3)
+        assert one.stopped == (ends is not None)
+
+
+def test_counting_tokens_would_not_tell_who_stopped(tokenizer, tiny):
+    """White space is stripped, so a text that was cut off looks short."""
+    space = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+
+    def only_space(module, args, output):
+        output.logits[...] = 0
+        output.logits[..., space] = 1
+        return output
+
+    hook = tiny.register_forward_hook(only_space)
+    said = replies(tiny, tokenizer, PROMPTS[:2], 4)
+    hook.remove()
+    assert said == [Answer("", 4, False)] * 2
+    assert stops(said) == 0
+    assert len(tokenizer(said[0].text)["input_ids"]) < 4
+
+
+def test_stops():
+    said = [Answer("a", 1, True), Answer("b", 2, False), Answer("", 0, True)]
+    assert stops(said) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="at least one"):
+        stops([])
+
+
+def test_converse_lets_its_answers_be_heard(tokenizer, tiny):
+    heard = []
+    talks = [TALKS[0], TALKS[2]]
+    made = converse(tiny, tokenizer, talks, 5, heard=heard)
+    assert made == converse(tiny, tokenizer, talks, 5)
+    texts = [m["content"] for c in made for m in c if m["role"] == "assistant"]
+    assert sorted(each.text for each in heard) == sorted(texts)
+    assert len(heard) == 4 and all(isinstance(a, Answer) for a in heard)
+
+
 def test_answers_to_nobody(tokenizer, tiny):
     assert answers(tiny, tokenizer, []) == []
 
@@ -141,6 +206,7 @@ MEASURES = {
     "answers": lambda model, tok: answers(model, tok, PROMPTS[:3], 4),
     "text_loss": lambda model, tok: text_loss(model, tok, TEXTS),
     "answer_loss": lambda model, tok: answer_loss(model, tok, TALKS),
+    "rank": lambda model, tok: rank(model, tok, PROMPTS[:3], [["a", "b"]] * 3),
     "agreement": lambda model, tok: agreement(model, model, tok, PROMPTS[:3]),
 }
 
@@ -396,6 +462,114 @@ def test_answer_loss_is_the_mean_over_answer_tokens(tokenizer, make_tiny):
 def test_answer_loss_of_no_answer(tokenizer, tiny, talks):
     with pytest.raises(ValueError):
         answer_loss(tiny, tokenizer, talks)
+
+
+# --- ranking options ------------------------------------------------------
+
+OPTIONS = [
+    ["yes", "no"],
+    ["one, two and three", "1 2 3", "no"],
+    ["", "x"][1:],
+    ["yes", "yes, and a good deal more than that"],
+    ["naïve 🙂", "wise", "neither", "both"],
+    ["c a t", "cat"],
+    ["Four", "Two"],
+]
+
+
+def scores_by_hand(model, tokenizer, prompt, option):
+    """Each option token's log-probability, one prompt at a time."""
+    ids = token_ids(tokenizer, prompt, answer_next=True)
+    found = []
+    answer = tokenizer(option, add_special_tokens=False)["input_ids"]
+    for token in [*answer, tokenizer.eos_token_id]:
+        with torch.inference_mode():
+            last = model(torch.tensor([ids])).logits[0, -1]
+        found.append(last.double().log_softmax(-1)[token].item())
+        ids.append(token)
+    return found
+
+
+@pytest.mark.parametrize("by", ["sum", "mean"])
+def test_rank_by_hand(tokenizer, make_tiny, by):
+    # narrow weights, as a trained model's: scores of tens of nats
+    tiny = make_tiny(initializer_range=0.1)
+    reduced = {"sum": math.fsum, "mean": statistics.fmean}[by]
+    wanted = [
+        [reduced(scores_by_hand(tiny, tokenizer, p, o)) for o in names]
+        for p, names in zip(PROMPTS, OPTIONS, strict=True)
+    ]
+    chosen = [
+        names[row.index(max(row))]
+        for names, row in zip(OPTIONS, wanted, strict=True)
+    ]
+    found = [
+        rank(tiny, tokenizer, PROMPTS, OPTIONS, by, batch_size=size)
+        for size in (1, 2, 5, 64)
+    ]
+    for each in found:
+        assert each.chosen == chosen
+        for row, alone, right in zip(
+            each.scores, found[0].scores, wanted, strict=True
+        ):
+            assert row == pytest.approx(right, abs=2e-5)
+            assert row == pytest.approx(alone, abs=1e-5)
+
+
+def test_rank_by_mean_chooses_other_options(tokenizer, make_tiny):
+    tiny = make_tiny(initializer_range=0.1)
+    summed = rank(tiny, tokenizer, PROMPTS, OPTIONS)
+    mean = rank(tiny, tokenizer, PROMPTS, OPTIONS, by="mean")
+    assert summed.chosen != mean.chosen
+    # the longer one of two sums to less, whatever it says
+    assert summed.chosen[3] == "yes"
+
+
+def test_rank_makes_logits_for_the_options_alone(tokenizer, tiny):
+    shapes = []
+    tiny.lm_head.register_forward_hook(
+        lambda module, args, output: shapes.append(output.shape)
+    )
+    long = prompt({"instruction": "Count to 12. " * 20})
+    rank(tiny, tokenizer, [long], [["yes", "no"]])
+    [(rows, places, _)] = shapes
+    assert (rows, places) == (2, 2)  # the word and the end token
+
+
+def test_rank_takes_the_first_of_equals(tokenizer, tiny):
+    with torch.no_grad():
+        tiny.lm_head.weight.zero_()  # all tokens are as likely
+    found = rank(tiny, tokenizer, PROMPTS[:1], [["yes", "no"]])
+    assert found.chosen == ["yes"]
+    nats = -2 * math.log(tiny.config.vocab_size)
+    assert found.scores[0] == pytest.approx([nats, nats], abs=1e-4)
+    assert rank(tiny, tokenizer, [], []) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("options", "by", "part"),
+    [
+        ([["a"]], "max", "by='max': rank by 'sum' or by 'mean'"),
+        ([["a"], ["b"]], "sum", "2 lists of options for 1 prompts"),
+        ([[]], "sum", "prompt 0 has the options"),
+        ([["a", " "]], "sum", "none empty and none twice"),
+        ([["a", "a "]], "sum", "none empty and none twice"),
+    ],
+)
+def test_nothing_to_rank(tokenizer, tiny, options, by, part):
+    with pytest.raises(ValueError, match=part):
+        rank(tiny, tokenizer, PROMPTS[:1], options, by)
+
+
+def test_rank_refuses_a_template_that_opens_another_answer(tokenizer, tiny):
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = other.chat_template.replace(
+        "add_generation_prompt", "add_generation_prompt and false"
+    ) + ("{%- if add_generation_prompt -%}Think: {%- endif -%}")
+    with pytest.raises(ValueError, match="where the chat template opens"):
+        rank(tiny, other, PROMPTS[:1], [["a", "b"]])
 
 
 # --- two models -----------------------------------------------------------
