@@ -1,20 +1,23 @@
-"""Say what a data set is, where it is from and what is owed for it.
+"""Say what a data set or model is, where it is from and what is owed for it.
 
-The provenance ledger, the licence gate, the card, and a folder with all of
+The provenance ledger, the licence gate, the cards, and a folder with all of
 it, ready to be given on. Provenance stands in each row: `source`, `licence`
 (of the data), `wording` (licence of the template's words), `teacher` (the
 model that wrote the output), `teacher_licence` (terms for its outputs).
 """
 
+import ast
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from instructft.evaluate import interval
 from instructft.instance import FIELDS, problems_of, write_rows
 
 LICENCES = {  # field: of what
@@ -72,6 +75,12 @@ KEY = re.compile(
     r"(sk-[A-Za-z0-9_-]{20}|hf_[A-Za-z0-9]{30}|AKIA[A-Z0-9]{16})"
 )
 MOST = 40  # lines of the ledger in a card
+# What a model card must say of its base and of what training took
+BASE = ("name", "revision", "licence")
+COST = ("tokens", "minutes", "memory_gb", "machine")
+# What an adapter is given on with: pickles, such as training_args.bin, and
+# the drafts of other cards stay behind
+GIVEN_ON = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 
 
 class LicenceError(ValueError):
@@ -395,6 +404,142 @@ def _cell(value: object) -> str:
     return " ".join(text.split())
 
 
+# The card of a model
+
+
+def model_card(
+    title: str,
+    summary: str,
+    rows: Sequence[dict],
+    *,
+    base: Mapping[str, str],
+    settings: Mapping[str, object],
+    shares: Mapping[str, tuple[float, float, int]],
+    cost: Mapping[str, object],
+    versions: Mapping[str, str],
+    how_to_load: str,
+    known_limits: str,
+    losses: Mapping[str, tuple[float, float]] | None = None,
+    language: str = "en",
+    allow: Sequence[str] = (),
+    **sections: str,
+) -> str:
+    """Write the README.md of an adapter, as the Hugging Face hub reads it.
+
+    It says only what the arguments say, and asks nobody. `rows` are those
+    trained on; `base` has the base model's name, revision (or a hash) and
+    licence; `settings` is the recipe; `shares` maps what was measured to
+    (before, after, rows), and gets 95 % Wilson intervals; `losses` to
+    (before, after); `cost` has tokens, minutes, memory_gb and machine;
+    `how_to_load` is Python. `sections` are Markdown, under their own names.
+
+    Raises ValueError naming each fact that is missing or empty, and Python
+    that cannot be read; LicenceError with all `licence_problems` of rows
+    and base.
+    """
+    _check_shapes(rows)
+    given = {
+        "title": title,
+        "summary": summary,
+        **{f"base[{key!r}]": base.get(key) for key in BASE},
+        "settings": settings,
+        "shares": shares,
+        **{f"cost[{key!r}]": cost.get(key) for key in COST},
+        "versions": versions,
+        "how_to_load": how_to_load,
+        "known_limits": known_limits,
+    }
+    # 0 is a fact
+    missing = [name for name, fact in given.items() if fact in (None, "", {})]
+    missing += [
+        f"shares[{name!r}], its rows" for name in shares if not shares[name][2]
+    ]
+    if missing:
+        raise ValueError(f"the card lacks {', '.join(missing)}: give each")
+    try:
+        ast.parse(how_to_load)
+    except SyntaxError as error:
+        raise ValueError(f"how_to_load is no Python: {error}") from None
+    every = [*rows, {"licence": base["licence"]}]
+    if problems := licence_problems(every, allow):
+        raise LicenceError(
+            f"the card of {title} (rows[{len(rows)}] is the base model)",
+            problems,
+        )
+    parts = [
+        ("How to load it", f"```python\n{how_to_load.strip()}\n```"),
+        ("What it learned from", f"{_contents(rows)}\n\n{_origins(rows)}"),
+        ("Before and after", _measured(shares, losses or {})),
+        ("How it was trained", _pairs("Setting", settings)),
+        ("What it took", _pairs("What", {key: cost[key] for key in COST})),
+        *((name.replace("_", " "), text) for name, text in sections.items()),
+        ("Known limits", known_limits),
+        ("Licence and notices owed", _owed_by_model(rows, base)),
+        ("Versions", _pairs("Package", versions)),
+    ]
+    about = {
+        **_licence_of_model(rows, base["licence"]),
+        "language": [language],
+        "library_name": "peft",
+        "base_model": base["name"],
+        "base_model_relation": "adapter",
+        "pipeline_tag": "text-generation",
+        "tags": ["instruction-tuning", "lora"],
+    }
+    return _page(about, " ".join(title.split()), summary, parts)
+
+
+def _licence_of_model(rows: Sequence[dict], base: str) -> dict[str, str]:
+    """Return the base's licence if the rows ask for no more, else `other`.
+
+    >>> _licence_of_model([{"licence": "MIT"}], "Apache-2.0")
+    {'license': 'apache-2.0'}
+    >>> _licence_of_model([{"licence": "MIT"}], "CC0-1.0")["license"]
+    'other'
+    """
+    named = {name for row in rows for _, name in _licences(row)}
+    asked = {kind for name in named for kind in _kinds(name)} - {"free"}
+    ours = {kind for name in _names(base) for kind in _kinds(name)}
+    if not asked or asked == {"notice"} == ours:
+        return _licence_of_all([{"licence": base}])
+    found = _licence_of_all([*rows, {"licence": base}])
+    if "license_details" in found:
+        rest = ", ".join(sorted(named))
+        found["license_details"] = f"base model: {base}; rows: {rest}"
+    return found
+
+
+def _measured(shares: Mapping, losses: Mapping) -> str:
+    lines = []
+    for name, (before, after, count) in shares.items():
+        line = {"Share": name, "rows": count}
+        for when, share in (("before", before), ("after", after)):
+            low, high = interval(share, count)
+            line[when] = f"{share:.1%} ({low:.1%} to {high:.1%})"
+        lines.append(line)
+    text = f"{_table(lines)}\n\nIn brackets: 95 % Wilson intervals."
+    more = [
+        {"Loss": name, "before": f"{a:.3f}", "after": f"{b:.3f}"}
+        for name, (a, b) in losses.items()
+    ]
+    return f"{text}\n\n{_table(more)}" if more else text
+
+
+def _pairs(what: str, facts: Mapping[str, object]) -> str:
+    return _table([{what: k, "value": v} for k, v in facts.items()])
+
+
+def _owed_by_model(rows: Sequence[dict], base: Mapping[str, str]) -> str:
+    asks = [
+        DUTIES[k] for name in _names(base["licence"]) for k in _kinds(name)
+    ]
+    return (
+        f"The base model, {base['name']} (revision: {base['revision']}), is "
+        f"under {base['licence']}, which asks: {'; '.join(asks)}. The rows:"
+        f"\n\n{_owed(rows)}"
+    )
+
+
 # The folder
 
 
@@ -439,14 +584,74 @@ def publish(
     return folder
 
 
+def publish_adapter(
+    folder: str | Path, adapter: str | Path, card: str, base: str
+) -> Path:
+    """Write a folder with an adapter, its tokenizer and its card.
+
+    `adapter` is where a trainer saved it; only files of `GIVEN_ON` are
+    taken, no pickle and no README.md. In adapter_config.json the base model
+    becomes `base`, "owner/name": training on a local copy wrote that copy's
+    path. Returns the folder; it appears as that of `publish` does.
+
+    Raises FileNotFoundError if there is no adapter, and ValueError for a
+    base of another form, for a folder that holds anything else, and naming
+    the place (never the text) of what looks like an API key.
+    """
+    folder, adapter = Path(folder), Path(adapter)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        raise ValueError(f"base is {base!r}: give the hub's 'owner/name'")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / name).is_file():
+            raise FileNotFoundError(
+                f"{adapter} has no {name}: `trainer.save_model(folder)` "
+                "writes it"
+            )
+    there = folder.iterdir() if folder.is_dir() else []
+    known = {*GIVEN_ON, ".md"}
+    if other := sorted(p.name for p in there if p.suffix not in known):
+        raise ValueError(
+            f"{folder} holds {', '.join(other)}, which would be given on "
+            "with the rest: name a folder of its own"
+        )
+    taken = [p for p in adapter.iterdir() if p.suffix in GIVEN_ON]
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    config["base_model_name_or_path"] = base
+    texts = {"README.md": card}
+    for path in taken:
+        if path.suffix != ".safetensors":
+            texts[path.name] = path.read_text("utf-8")
+    texts["adapter_config.json"] = json.dumps(config, indent=2) + "\n"
+    for name, text in texts.items():
+        _check_keys([{name: text}], "file")
+
+    def fill(made: Path) -> None:
+        for path in taken:
+            shutil.copyfile(path, made / path.name)
+        for name, text in texts.items():
+            (made / name).write_text(text, "utf-8", newline="\n")
+
+    _place(folder.resolve(), fill)
+    return folder
+
+
 def _write(folder: Path, rows, card: str, rejected) -> None:
-    near = next(p for p in (folder, *folder.parents) if p.is_dir())
-    with tempfile.TemporaryDirectory(dir=near, prefix=".publish-") as aside:
-        made = Path(aside) / "made"
+    def fill(made: Path) -> None:
         write_rows(made / "data.jsonl", rows)
         if rejected:
             write_rows(made / "rejected.jsonl", rejected)
         (made / "README.md").write_text(card, "utf-8", newline="\n")
+
+    _place(folder, fill)
+
+
+def _place(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder aside; move it, or its files, where they belong."""
+    near = next(p for p in (folder, *folder.parents) if p.is_dir())
+    with tempfile.TemporaryDirectory(dir=near, prefix=".publish-") as aside:
+        made = Path(aside) / "made"
+        made.mkdir()
+        fill(made)
         if folder.is_dir():
             # sorted from behind: rejected, data, README
             for path in sorted(made.iterdir(), reverse=True):

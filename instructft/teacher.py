@@ -345,9 +345,14 @@ def price_of(
 
 @contextmanager
 def local(
-    slots: int = 8, context: int = 2048, threads: int = 2
+    slots: int = 8,
+    context: int = 2048,
+    threads: int = 2,
+    gguf: str | Path | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Serve the embedded model on this machine: (base_url, key).
+
+    `gguf` is the file of another model, to be served in its place.
 
     llama.cpp's own server, inside this process, by the package xllamacpp;
     it listens on 127.0.0.1 only. `slots` requests are answered at once,
@@ -358,8 +363,11 @@ def local(
     >>> with local() as (base_url, key):  # doctest: +SKIP
     ...     Teacher("replies.jsonl", base_url, key).ask(requests)
 
-    Raises ModuleNotFoundError where there is no wheel of xllamacpp.
+    Raises ModuleNotFoundError where there is no wheel of xllamacpp, and
+    FileNotFoundError if there is no such file.
     """
+    if gguf is not None and not Path(gguf).is_file():
+        raise FileNotFoundError(f"{gguf} is not there: write it first")
     try:
         import xllamacpp
     except ModuleNotFoundError:
@@ -371,8 +379,8 @@ def local(
 
     key = secrets.token_hex(16)
     settings = xllamacpp.CommonParams()
-    settings.model.path = str(gguf_file())
-    settings.model_alias = {LOCAL}
+    settings.model.path = str(gguf or gguf_file())
+    settings.model_alias = {Path(gguf).stem if gguf else LOCAL}
     settings.hostnames = ["127.0.0.1"]
     settings.api_keys = [key]
     settings.n_parallel = slots

@@ -714,6 +714,55 @@ MUTANTS = [
         "test_verifiable.py",
         "never_guessed",
     ),
+    # after training
+    Mutant(
+        "q-and-k-not-interleaved",
+        "export.py",
+        "return halves.swapaxes(1, 2).reshape(weight.shape)",
+        "return halves.reshape(weight.shape)",
+        "test_export.py",
+        "answers_are_the_same or holds_what",
+    ),
+    Mutant(
+        "served-prompts-start-twice",
+        "export.py",
+        "writer.add_add_bos_token(False)",
+        "writer.add_add_bos_token(True)",
+        "test_export.py",
+        "same_bytes_and_tokens",
+    ),
+    Mutant(
+        "ollama-forgets-the-default-system-message",
+        "export.py",
+        "    if default:  # the template",
+        "    if not default:  # the template",
+        "test_export.py",
+        "ollamas_template",
+    ),
+    Mutant(
+        "pickles-given-on",
+        "cards.py",
+        'GIVEN_ON = {".safetensors",',
+        'GIVEN_ON = {".bin", ".safetensors",',
+        "test_cards.py",
+        "without_pickles",
+    ),
+    Mutant(
+        "adapter-keeps-a-machines-path",
+        "cards.py",
+        'config["base_model_name_or_path"] = base',
+        'config.get("base_model_name_or_path", base)',
+        "test_cards.py",
+        "without_pickles",
+    ),
+    Mutant(
+        "card-of-no-revision",
+        "cards.py",
+        'BASE = ("name", "revision", "licence")',
+        'BASE = ("name", "licence")',
+        "test_cards.py",
+        "missing_fact",
+    ),
 ]
 
 

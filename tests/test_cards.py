@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -23,6 +24,7 @@ from instructft.cards import (
 )
 from instructft.instance import read_rows
 
+ROOT = Path(__file__).resolve().parent.parent
 ROW = {"instruction": "Add.", "input": "1+1", "output": "2"}
 GOOD = ROW | {"source": "us", "licence": "CC0-1.0"}
 TALK = {
@@ -605,3 +607,294 @@ def test_the_module_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+# The card of a model
+
+FACTS = {
+    "base": {
+        "name": "owner/small-model",
+        "revision": "0123abc",
+        "licence": "Apache-2.0",
+    },
+    "settings": {"r": 16, "learning_rate": 2e-4},
+    "shares": {"exact match, films": (0.0, 0.79, 96)},
+    "cost": {
+        "tokens": 11_951,
+        "minutes": 2.2,
+        "memory_gb": 3.7,
+        "machine": "2 cores",
+    },
+    "versions": {"trl": "1.16.0"},
+    "how_to_load": "model = load()",
+    "known_limits": "One word at a time.",
+}
+
+
+def card_of(rows=(GOOD,), **change):
+    return cards.model_card("Mood", "It answers.", rows, **FACTS | change)
+
+
+def test_a_model_card_says_all_it_was_told():
+    front, said = parts(card_of([GOOD, TALK], losses={"plain": (3.77, 3.81)}))
+    assert front == {
+        "license": "apache-2.0",
+        "language": ["en"],
+        "library_name": "peft",
+        "base_model": "owner/small-model",
+        "base_model_relation": "adapter",
+        "pipeline_tag": "text-generation",
+        "tags": ["instruction-tuning", "lora"],
+    }
+    assert "```python\nmodel = load()\n```" in said["How to load it"]
+    assert "1 instance and 1 conversation" in said["What it learned from"]
+    assert ["us", "MIT", "1"] in cells(said["What it learned from"])
+    measured = cells(said["Before and after"])
+    assert measured[2] == [
+        *("exact match, films", "96"),
+        *("0.0% (0.0% to 3.8%)", "79.0% (69.8% to 86.0%)"),
+    ]
+    assert ["plain", "3.770", "3.810"] in measured
+    assert ["learning_rate", "0.0002"] in cells(said["How it was trained"])
+    assert ["tokens", "11,951"] in cells(said["What it took"])
+    assert ["memory_gb", "3.7"] in cells(said["What it took"])
+    assert said["Known limits"].strip() == "One word at a time."
+    owed = said["Licence and notices owed"]
+    assert "owner/small-model (revision: 0123abc)" in owed
+    assert "under Apache-2.0, which asks: keep its notices" in owed
+    assert ["MIT", "data", "1", cards.DUTIES["notice"]] in cells(owed)
+    assert ["trl", "1.16.0"] in cells(said["Versions"])
+
+
+LACKS = [
+    *((f"{what}[{key!r}]", {what: FACTS[what] | {key: None}})
+      for what, keys in (("base", "name revision licence"),
+                         ("cost", "tokens minutes memory_gb machine"))
+      for key in keys.split()),
+    *((name, {name: {}}) for name in ("settings", "shares", "versions")),
+    *((name, {name: ""}) for name in ("how_to_load", "known_limits")),
+    ("its rows", {"shares": {"films": (0.0, 0.8, 0)}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("named, change", LACKS)
+def test_a_missing_fact_is_named(named, change):
+    with pytest.raises(ValueError, match=re.escape(named)) as refused:
+        card_of(**change)
+    assert str(refused.value).startswith("the card lacks")
+    assert str(refused.value).endswith(": give each")
+
+
+def test_all_missing_facts_are_named_at_once_and_0_is_none_of_them():
+    cost = {"tokens": 0, "minutes": 0, "memory_gb": 1}
+    with pytest.raises(ValueError, match="'machine'.*versions") as refused:
+        card_of(cost=cost, versions={})
+    assert "tokens" not in str(refused.value)
+
+
+def test_what_nobody_could_run_is_no_way_to_load():
+    with pytest.raises(ValueError, match="how_to_load is no Python"):
+        card_of(how_to_load="model = load(")
+
+
+@pytest.mark.parametrize(
+    "base, rows, name",
+    [
+        ("Apache-2.0", ["MIT", "CC0-1.0"], "apache-2.0"),
+        ("MIT", ["Apache-2.0"], "mit"),
+        ("CC0-1.0", ["CC0-1.0"], "cc0-1.0"),
+        ("CC0-1.0", ["MIT"], "other"),  # the rows ask for more
+        ("Apache-2.0", ["CC-BY-SA-4.0"], "other"),
+        ("CC-BY-SA-4.0", ["CC0-1.0"], "cc-by-sa-4.0"),
+        ("CC-BY-SA-4.0", ["MIT"], "other"),
+    ],
+)
+def test_the_licence_comes_of_base_and_rows(base, rows, name):
+    about = FACTS["base"] | {"licence": base}
+    front, _ = parts(card_of(of(*rows), base=about))
+    assert front["license"] == name
+    if name == "other":
+        assert base in front["license_details"]
+        assert all(row in front["license_details"] for row in rows)
+
+
+def test_no_card_for_what_may_not_be_given_on():
+    with pytest.raises(LicenceError, match="CC-BY-NC-4.0: no commercial use"):
+        card_of(of("CC0-1.0", "CC-BY-NC-4.0"))
+    llama = FACTS["base"] | {"licence": "Llama 3.2 terms"}
+    said = r"rows\[1\] is the base model.*\n?.*first rows\[1\].*terms"
+    with pytest.raises(LicenceError, match=said):
+        card_of(base=llama)
+    front, owed = parts(card_of(base=llama, allow=["Llama 3.2 terms"]))
+    assert front["license"] == "other"
+    assert "Llama 3.2 terms" in front["license_details"]
+    with pytest.raises(ValueError, match="no rows"):
+        card_of([])
+
+
+def no_network(monkeypatch):
+    """Let nobody look up an address or connect."""
+    import socket
+
+    def called(*_, **__):
+        raise AssertionError("somebody called")
+
+    monkeypatch.setattr(socket, "getaddrinfo", called)
+    monkeypatch.setattr(socket.socket, "connect", called)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "model"])
+def test_the_hub_reads_the_cards_and_nobody_calls_it(kind, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    no_network(monkeypatch)
+    if kind == "model":
+        card = hub.ModelCard(card_of(of("MIT", "CC-BY-SA-4.0")))
+        assert card.data.base_model == "owner/small-model"
+        assert card.data.library_name == "peft"
+    else:
+        rows = of("MIT", "CC-BY-SA-4.0")
+        card = hub.DatasetCard(dataset_card(rows, "Sums", "Some."))
+        assert card.data.pretty_name == "Sums"
+    assert card.data.license == "other" and card.data.language == ["en"]
+    assert yaml.safe_load(card.data.to_yaml()) == card.data.to_dict()
+
+
+# The folder of an adapter
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """What a trainer leaves: pickle, draft card and a machine's path."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"base_model_name_or_path": "/home/me/models/a", "r": 16}
+    files = {
+        "adapter_config.json": json.dumps(config),
+        "adapter_model.safetensors": "weights",
+        "README.md": "base_model: /home/me/models/a",
+        "tokenizer.json": "{}",
+        "chat_template.jinja": "{{ x }}",
+        "training_args.bin": "a pickle",
+        "optimizer.pt": "a pickle",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (folder / "checkpoint-1").mkdir()
+    return folder
+
+
+GIVEN = [
+    *("README.md", "adapter_config.json", "adapter_model.safetensors"),
+    *("chat_template.jinja", "tokenizer.json"),
+]
+
+
+def test_an_adapter_is_given_on_without_pickles_and_paths(adapter, tmp_path):
+    folder = tmp_path / "given"
+    made = cards.publish_adapter(folder, adapter, "# A card", "owner/base")
+    assert made == folder and sorted(os.listdir(folder)) == GIVEN
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config == {"base_model_name_or_path": "owner/base", "r": 16}
+    assert (folder / "README.md").read_text() == "# A card"
+    weights = (folder / "adapter_model.safetensors").read_text()
+    assert weights == "weights"
+    for path in folder.iterdir():
+        assert "/home/me" not in path.read_text()
+    cards.publish_adapter(folder, adapter, "# Again", "owner/base")
+    assert (folder / "README.md").read_text() == "# Again"
+    assert len(os.listdir(tmp_path)) == 2  # nothing from on the way
+
+
+def test_an_adapter_is_refused_before_anything_is_written(adapter, tmp_path):
+    folder = tmp_path / "given"
+    for base in ("/home/me/models/a", "name", "a/b/c", ""):
+        with pytest.raises(ValueError, match="owner/name"):
+            cards.publish_adapter(folder, adapter, "c", base)
+    with pytest.raises(ValueError, match="holds checkpoint-1, optimizer.pt"):
+        cards.publish_adapter(adapter, adapter, "c", "owner/base")
+    with pytest.raises(ValueError, match="field 'README.md'") as refused:
+        cards.publish_adapter(folder, adapter, KEYS["hub"], "owner/base")
+    assert KEYS["hub"] not in str(refused.value)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="trainer.save_model"):
+        cards.publish_adapter(folder, adapter, "c", "owner/base")
+    assert not folder.exists()
+
+
+# The cell that uploads, as notebook 07 has it
+
+PUSH_CELL = """\
+PUSH = None  # or "your-name/your-model": then it leaves this machine
+if PUSH:
+    hub = HfApi(token=os.environ["HF_TOKEN"])  # stands nowhere else
+    hub.create_repo(PUSH, private=True, exist_ok=True)
+    hub.upload_folder(
+        repo_id=PUSH,
+        folder_path=WORK / "release",
+        ignore_patterns=["*.bin", "*.pt", "*.pkl"],  # no pickle, ever
+    )
+print(f"pushed to {PUSH}" if PUSH else "nothing left this machine")
+"""
+
+
+def push_cell():
+    """The notebook's own cell, where it has one."""
+    path = ROOT / "notebooks" / "07_qlora_sft.ipynb"
+    found = json.loads(path.read_text("utf-8"))["cells"]
+    texts = ["".join(c["source"]) for c in found if c["id"] == "07-push"]
+    return (texts or [PUSH_CELL])[0]
+
+
+class FakeHub:
+    """Notes what it is asked, and chooses files as the hub's client does."""
+
+    calls = []
+
+    def __init__(self, **how):
+        self.calls.append(("token", how["token"]))
+
+    def create_repo(self, name, private, exist_ok):
+        self.calls.append(("create", name, private))
+
+    def upload_folder(self, repo_id, folder_path, ignore_patterns):
+        from huggingface_hub.utils import filter_repo_objects
+
+        there = sorted(os.listdir(folder_path))
+        sent = filter_repo_objects(there, ignore_patterns=ignore_patterns)
+        self.calls.append(("upload", repo_id, list(sent)))
+
+
+def test_nothing_is_pushed_unless_it_is_asked_for(monkeypatch, capsys):
+    no_network(monkeypatch)
+    monkeypatch.setattr(FakeHub, "calls", [])
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    exec(push_cell(), {"HfApi": FakeHub, "os": os, "WORK": None})
+    assert FakeHub.calls == []
+    assert "nothing left" in capsys.readouterr().out
+
+
+def test_a_push_takes_the_adapter_and_its_card(adapter, monkeypatch, capsys):
+    pytest.importorskip("huggingface_hub")
+    no_network(monkeypatch)
+    monkeypatch.setattr(FakeHub, "calls", [])
+    monkeypatch.setenv("HF_TOKEN", KEYS["hub"])
+    work = adapter.parent
+    cards.publish_adapter(work / "release", adapter, "# A", "owner/base")
+    (work / "release" / "training_args.bin").write_text("a pickle")
+    on = push_cell().replace("PUSH = None", 'PUSH = "me/mine"', 1)
+    exec(on, {"HfApi": FakeHub, "os": os, "WORK": work})
+    assert FakeHub.calls == [
+        ("token", KEYS["hub"]),
+        ("create", "me/mine", True),
+        ("upload", "me/mine", GIVEN),
+    ]
+    assert KEYS["hub"] not in push_cell() + capsys.readouterr().out
+
+
+def test_a_push_without_a_token_in_the_environment_fails(monkeypatch):
+    monkeypatch.setattr(FakeHub, "calls", [])
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    on = push_cell().replace("PUSH = None", 'PUSH = "me/mine"', 1)
+    with pytest.raises(KeyError, match="HF_TOKEN"):
+        exec(on, {"HfApi": FakeHub, "os": os, "WORK": None})
+    assert FakeHub.calls == []

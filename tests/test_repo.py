@@ -33,8 +33,8 @@ LOCK = ROOT / ".ci" / "requirements.lock"
 ORDER = """
     instance machine similarity sources sandbox templates models journal
     teacher self_instruct instruct_wild faults conversations formatting masking
-    checkpoints preflight memory verifiable scores evaluate cards show checks
-    report course __main__
+    checkpoints preflight memory verifiable scores evaluate export cards show
+    checks report course __main__
 """.split()
 HEAVY = {
     *("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets"),
