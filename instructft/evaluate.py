@@ -211,6 +211,10 @@ def rank(
     below "no, never". `by` is "sum" (T0), or "mean" over the tokens, since a
     long option sums to less. Of equals the first is chosen.
 
+    Batches move a score by float32's rounding alone: on the embedded model
+    by 3e-5 nats at most (12 prompts, 3 options, 1 to 16 at once); float32
+    one at a time was 5e-5 off float64 on six of the prompts.
+
     Raises ValueError for another `by`, for prompts without options, for
     options that are empty or stand twice, and for a chat template whose
     opened answer is not how an answer starts.
