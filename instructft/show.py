@@ -23,6 +23,8 @@ from instructft.masking import IGNORE
 if TYPE_CHECKING:
     import ipywidgets as widgets
 
+    from instructft.memory import Forecast
+
 CELL = "padding:2px 10px 2px 0;text-align:left;vertical-align:top"
 SEEN = "background:#1b7f4b;color:#fff"
 HIDDEN = "background:#e3e3e3;color:#333"
@@ -542,6 +544,140 @@ def measured(path: str | Path) -> View:
         f"{study['machine']['cores']} cores, "
         f"{', '.join(f'{k} {v}' for k, v in study['versions'].items())}"
     )
+
+
+def memory(
+    forecasts: dict[str, "Forecast"],
+    sizes: dict[str, float],
+    head_room: float = 0.1,
+) -> View:
+    """Draw forecasts as bars of their parts, against the sizes of cards.
+
+    `forecasts` are what `memory.forecast` returned, by name; `sizes` are in
+    GB (10^9 bytes), such as `memory.CARDS`. A size far beyond the longest
+    bar is in the text twin only.
+    """
+    from matplotlib.figure import Figure
+
+    from instructft.memory import fits
+
+    height = 1.6 + 0.45 * len(forecasts)
+    figure = Figure(figsize=(7, height), layout="constrained")
+    axes = figure.subplots()
+    names, text = list(forecasts), []
+    used = [
+        part
+        for part in next(iter(forecasts.values())).parts
+        if any(each.parts[part] for each in forecasts.values())
+    ]
+    left = [0.0] * len(names)
+    for i, part in enumerate(used):
+        widths = [each.parts[part] / 1e9 for each in forecasts.values()]
+        axes.barh(names, widths, left=left, label=part, color=f"C{i % 10}")
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    limit = 1.15 * max(left)
+    limit = max([limit, *[s for s in sizes.values() if s <= 2 * limit]])
+    for name, size in sizes.items():
+        if size <= limit:
+            axes.axvline(size, color="#b3261e", linestyle="--", linewidth=1)
+            axes.annotate(
+                name,
+                (size, 1.01),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                rotation=90,
+                fontsize=8,
+                parse_math=False,
+            )
+    axes.set(xlim=(0, 1.03 * limit), xlabel="GB")
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.invert_yaxis()
+    _legend(axes, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    for name, each in forecasts.items():
+        text.append(f"{name}: fullest in {each.moment}")
+        for part in used:
+            size = each.parts[part] / 1e9
+            if not size:
+                continue
+            bar = "#" * round(40 * each.parts[part] / each.total)
+            text.append(f"  {part:14}{size:8.2f} GB  {bar}".rstrip())
+        text.append(f"  {'total':14}{each.total / 1e9:8.2f} GB")
+        verdicts = [
+            f"{row['where']} {row['fits']} ({row['full']})"
+            for row in fits(each, sizes, head_room)
+        ]
+        text.append("  fits: " + ", ".join(verdicts))
+    return View("\n".join(text), png=_png(figure))
+
+
+def will_it_fit(
+    configs: dict[str, object],
+    sizes: dict[str, float],
+    lora,
+    *,
+    head_room: float = 0.1,
+    **settings,
+) -> "widgets.VBox":
+    """Return a widget that asks whether a run fits on a card.
+
+    `configs` are transformers' configs by name, `sizes` GB by name, `lora`
+    the LoraConfig of "lora" and "qlora"; `settings` go on to
+    `memory.forecast`. Each change takes a second or two. Its plain twin is
+    `memory({name: forecast(...)}, sizes)`.
+    """
+    import ipywidgets as widgets
+
+    from instructft.memory import METHODS, forecast
+
+    lengths = [2**i for i in range(7, 14)]
+    model = widgets.Dropdown(description="model", options=list(configs))
+    method = widgets.ToggleButtons(
+        description="method", options=METHODS, value=METHODS[-1]
+    )
+    card = widgets.Dropdown(description="card", options=list(sizes))
+    length = widgets.SelectionSlider(
+        description="length",
+        options=lengths,
+        value=1024,
+        continuous_update=False,
+    )
+    batch = widgets.IntSlider(
+        description="batch", min=1, max=16, continuous_update=False
+    )
+    kept = widgets.Checkbox(
+        description="checkpointing", value=True, indent=False
+    )
+    seen = widgets.Output()
+    made: dict[tuple, object] = {}
+
+    def drawn() -> View:
+        asked = (*(model.value, method.value, length.value, batch.value),)
+        asked += (kept.value,)
+        if asked not in made:
+            made[asked] = forecast(
+                configs[model.value],
+                *asked[1:4],
+                lora=None if method.value == "full" else lora,
+                checkpointing=kept.value,
+                **settings,
+            )
+        name = f"{model.value}, {method.value}"
+        only = {card.value: sizes[card.value]}
+        return memory({name: made[asked]}, only, head_room)
+
+    def draw(_=None):
+        try:
+            view = drawn()
+        except Exception as error:  # else it would end in a log, unseen
+            view = View(f"no forecast: {type(error).__name__}: {error}")
+        seen.outputs = ()
+        seen.append_display_data(view)
+
+    chosen = [model, method, card, length, batch, kept]
+    for each in chosen:
+        each.observe(draw, names="value")
+    draw()
+    return widgets.VBox([*chosen, seen])
 
 
 class Live:

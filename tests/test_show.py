@@ -853,3 +853,102 @@ def test_lines_have_a_point_for_each_run():
 def test_lines_of_shares_are_in_percent():
     drawn = show.lines({"a": [(1, 0.25)]}, "rows", share=True)
     assert "25.0%" in drawn.text
+
+
+# --- what a run takes -------------------------------------------------------
+
+
+def of_parts(**parts):
+    from instructft.memory import AROUND, PARTS, Forecast
+
+    sizes = {name: parts.get(name, 0) for name in (*PARTS, *AROUND)}
+    return Forecast(sizes, "forward and loss", 0, 1e9)
+
+
+def test_memory_has_a_bar_and_a_verdict_for_each():
+    small = of_parts(weights=4_000_000_000, process=1_000_000_000)
+    large = of_parts(weights=9_500_000_000)
+    sizes = {"8 $x$ GB": 8, "ten": 10, "huge": 500}
+    drawn = show.memory({"small $a$": small, "large": large}, sizes)
+    assert drawn.text.splitlines() == [
+        "small $a$: fullest in forward and loss",
+        "  weights           4.00 GB  " + "#" * 32,
+        "  process           1.00 GB  " + "#" * 8,
+        "  total             5.00 GB",
+        "  fits: 8 $x$ GB yes (62%), ten yes (50%), huge yes (1%)",
+        "large: fullest in forward and loss",
+        "  weights           9.50 GB  " + "#" * 40,
+        "  total             9.50 GB",
+        "  fits: 8 $x$ GB no (119%), ten tight (95%), huge yes (2%)",
+    ]
+    assert size(drawn.png)[0] == 700
+    roomy = show.memory({"large": large}, {"ten": 10}, head_room=0.05)
+    assert "ten yes (95%)" in roomy.text
+
+
+@pytest.fixture
+def fitting():
+    """The widget over two tiny models, and what it shows."""
+    from peft import LoraConfig
+    from transformers import LlamaConfig
+
+    def tiny(width):
+        return LlamaConfig(
+            vocab_size=100,
+            hidden_size=width,
+            intermediate_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+        )
+
+    box = show.will_it_fit(
+        {"<b>": tiny(16), "wide": tiny(64)},
+        {"tiny": 0.001, "8 GB": 8},
+        LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+        device="cuda",
+        process=0,
+        loss="logits",
+    )
+
+    def shown():
+        [output] = box.children[-1].outputs
+        return output["data"]["text/plain"]
+
+    return box, shown
+
+
+def test_will_it_fit_answers_each_change(fitting):
+    box, shown = fitting
+    model, method, card, length, batch, kept, _ = box.children
+    assert shown().startswith("<b>, qlora: fullest in")
+    assert "fits: tiny no (" in shown()
+    seen = {shown()}
+    for control, value in [
+        (model, "wide"),
+        (method, "full"),
+        (card, "8 GB"),
+        (length, 128),
+        (batch, 2),
+        (kept, False),
+    ]:
+        control.value = value
+        assert shown() not in seen, control.description
+        seen.add(shown())
+    assert shown().startswith("wide, full: ") and "8 GB yes (" in shown()
+
+
+def test_will_it_fit_says_what_cannot_be_forecast(fitting, monkeypatch):
+    box, shown = fitting
+
+    def broken(*_, **__):
+        raise RuntimeError("no such architecture")
+
+    monkeypatch.setattr("instructft.memory.forecast", broken)
+    with_fault = show.will_it_fit({"a": None}, {"8 GB": 8}, None)
+    [output] = with_fault.children[-1].outputs
+    said = output["data"]["text/plain"]
+    assert said == "no forecast: RuntimeError: no such architecture"
+    with_fault.children[4].value = 3  # and goes on
+    assert len(with_fault.children[-1].outputs) == 1
+    assert "fullest in" in shown()
