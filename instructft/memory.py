@@ -33,7 +33,7 @@ CARDS = {f"{size} GB": size for size in (8, 12, 16, 24, 48)}
 # used and 667 MB with all of them (pytorch/pytorch#86509); the larger
 PROCESS = {"cpu": 510_000_000, "cuda": 666_632_192}
 # What an allocator holds on to, as a share of what comes and goes in a step.
-# glibc's: 0.1 to 0.4 in our runs, and 1.1 with checkpointing; none if
+# glibc's: 0.1 to 0.4 in our runs, about 1 with checkpointing; hardly any if
 # MALLOC_MMAP_THRESHOLD_=65536 stands in the environment. CUDA's: 0.2 to 0.5,
 # reserved and allocated memory in fms-acceleration's
 # scripts/benchmarks/refs/a100_80gb.csv
