@@ -33,15 +33,16 @@ CARDS = {f"{size} GB": size for size in (8, 12, 16, 24, 48)}
 # used and 667 MB with all of them (pytorch/pytorch#86509); the larger
 PROCESS = {"cpu": 510_000_000, "cuda": 666_632_192}
 # What an allocator holds on to, as a share of what comes and goes in a step.
-# glibc's: measured here. CUDA's: reserved against allocated memory in
-# fms-acceleration's scripts/benchmarks/refs/a100_80gb.csv
+# glibc's: 0.1 to 0.4 in our runs, about 1 with checkpointing; hardly any if
+# MALLOC_MMAP_THRESHOLD_=65536 stands in the environment. CUDA's: 0.2 to 0.5,
+# reserved and allocated memory in fms-acceleration's
+# scripts/benchmarks/refs/a100_80gb.csv
 ALLOCATOR = {"cpu": 0.3, "cuda": 0.4}
-# Operations a second that training came to. The 4090: torchtune's README,
-# Llama 3.1 8B, LoRA: 3,083 tokens a second, times that run's `operations`
-ACHIEVED = {"RTX 4090": 1.54e14}
+# Operations a second that training came to: torchtune's README, Llama 3.1
+# 8B, 3,083 and 2,413 tokens a second, times `operations` of these runs
+ACHIEVED = {"RTX 4090, LoRA": 1.54e14, "RTX 4090, QLoRA": 1.21e14}
 COMING = ("activations", "logits", "transient")
 PARTS = ("weights", "adapters", "gradients", "optimizer", *COMING)
-AROUND = ("mapped file", "allocator", "process")  # no tensors
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def four_bit_bytes(rows: int, columns: int) -> int:
     the tables of 16 and of 256 levels (QLoRA, section 3).
 
     >>> 8 * four_bit_bytes(4096, 4096) / 4096**2  # bits a number
-    4.12744140625
+    4.127473831176758
     """
     numbers = rows * columns
     scales = ceil(numbers / 64)
@@ -165,6 +166,7 @@ def forecast(
         return _rehearsed(
             _model(config, layers, method, lora, dtype, attention),
             shape=(1, batch * length) if packed else (batch, length),
+            packed=packed,
             adapter_dtype=adapter_dtype,
             autocast=autocast,
             optimizer=optimizer,
@@ -207,7 +209,8 @@ def fits(
     "yes" leaves `head_room` (a share of the size) free; "paged" does once a
     paged optimizer's states are in main memory; "tight" does not, or only
     fits if the allocator gives back all that it holds on to. A card of 24
-    GB counts as 24 * 10^9 bytes, a little less than most have.
+    GB counts as 24 * 10^9 bytes, a little less than most have. For a CPU:
+    `{"this machine": machine.memory_gb()}`.
     """
     rows = []
     for name, size in sizes.items():
@@ -421,6 +424,7 @@ def _summed_loss(hidden, model, loss: str):
 def _rehearsed(
     model,
     shape: tuple[int, int],
+    packed: bool,
     adapter_dtype: str,
     autocast: str,
     optimizer: str,
@@ -473,7 +477,7 @@ def _rehearsed(
             )
         ledger.kind = "activations"
         batch = {"input_ids": torch.zeros(shape, dtype=torch.long)}
-        if shape[0] == 1:  # rows in a pack see themselves alone
+        if packed:  # rows in a pack see themselves alone
             batch["attention_mask"] = torch.ones(
                 (1, 1, tokens, tokens), dtype=torch.bool
             )

@@ -22,6 +22,8 @@ from instructft.masking import IGNORE
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
+    from peft import LoraConfig
+    from transformers import PretrainedConfig
 
     from instructft.memory import Forecast
 
@@ -611,12 +613,12 @@ def memory(
 
 
 def will_it_fit(
-    configs: dict[str, object],
+    configs: dict[str, "PretrainedConfig"],
     sizes: dict[str, float],
-    lora,
+    lora: "LoraConfig | None",
     *,
     head_room: float = 0.1,
-    **settings,
+    **settings: object,
 ) -> "widgets.VBox":
     """Return a widget that asks whether a run fits on a card.
 

@@ -763,6 +763,47 @@ MUTANTS = [
         "test_cards.py",
         "missing_fact",
     ),
+    # what a run takes
+    Mutant(
+        "scales-not-in-8-bit",
+        "memory.py",
+        "floats = ceil(scales / 256) + 1 + 16 + 256",
+        "floats = scales + 1 + 16 + 256",
+        "test_memory.py",
+        "odd_sizes",
+    ),
+    Mutant(
+        "small-tensors-in-8-bit-too",
+        "memory.py",
+        "if size >= 4096 else 8 * size",
+        "if size >= 0 else 8 * size",
+        "test_memory.py",
+        "optimizer_bytes",
+    ),
+    Mutant(
+        "what-is-freed-stays-booked",
+        "memory.py",
+        "            self.now[kind] -= size",
+        "            self.now[kind] -= 0",
+        "test_memory.py",
+        "published and Mistral",
+    ),
+    Mutant(
+        "a-layer-too-few",
+        "memory.py",
+        "(depth - 2) * (three[name] - two[name])",
+        "(depth - 3) * (three[name] - two[name])",
+        "test_memory.py",
+        "tell_of_more",
+    ),
+    Mutant(
+        "no-head-room",
+        "memory.py",
+        "if forecast.total <= (1 - head_room) * room:",
+        "if forecast.total <= room:",
+        "test_memory.py",
+        "test_fits",
+    ),
 ]
 
 

@@ -1,7 +1,7 @@
 """What a run takes: counted to the byte, measured, and published by others.
 
-`python tests/test_memory.py METHOD CHECKPOINTING LENGTH BATCH` trains two
-steps as the notebooks do, and prints what the process held at most.
+`python tests/test_memory.py METHOD CHECKPOINTING LENGTH BATCH` trains a step
+or two as the notebooks do, and prints what the process held at most.
 """
 
 import json
@@ -186,6 +186,7 @@ def test_two_and_three_layers_tell_of_more(method, checkpointing):
     moments = memory._rehearsed(
         memory._model(config, 9, method, lora, "float32", "sdpa"),
         shape=(1, 128),
+        packed=True,
         adapter_dtype="float32",
         autocast="",
         optimizer="adamw_torch",
@@ -335,6 +336,25 @@ def test_the_callers_config_stays_as_it_is():
     assert (config.to_dict(), lora.to_dict()) == before
 
 
+def test_a_row_alone_needs_no_mask(embedded_config):
+    mask = 512 * 512  # a byte for each pair
+    packed, alone = (
+        forecast(embedded_config, "full", 512, 1, packed=packed)
+        for packed in (True, False)
+    )
+    assert packed.total - alone.total > mask
+    assert alone.operations == pytest.approx(packed.operations, rel=1e-6)
+
+
+def test_a_forecast_leaves_randomness_alone():
+    import torch
+
+    before = torch.get_rng_state(), torch.is_grad_enabled()
+    forecast(llama(100, 8, 8, 4, 2, 2), "lora", 8, 1, lora=adapter(2))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.is_grad_enabled() == before[1]
+
+
 # --- cards and minutes ------------------------------------------------------
 
 
@@ -427,7 +447,7 @@ def resident(name):
             return 1024 * int(line.split()[1])
 
 
-def train(method, checkpointing, length, batch, steps=2):
+def train(method, checkpointing, length, batch):
     import torch
     from datasets import Dataset
     from transformers import (
@@ -440,6 +460,9 @@ def train(method, checkpointing, length, batch, steps=2):
     from instructft.models import embedded
 
     imported = resident("VmRSS")
+    # the optimizer's states come with the first step, and count in the next;
+    # an adapter's are 39 MB
+    steps = 2 if method == "full" else 1
     name = embedded()
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -526,18 +549,23 @@ PUBLISHED = [
 ]
 
 
-def of_published(name, method, length, batch, targets, settings, **other):
-    rank = 8 if settings is TORCHTUNE else 16
-    lora = adapter(rank, targets or "all-linear", dropout=0.0)
-    if settings is FMS and method == "qlora":
-        other = {"autocast": "float16"} | other
-    return forecast(
-        config_of(name),
-        *(method, length, batch),
-        lora=None if method == "full" else lora,
-        **settings,
-        **other,
-    )
+FORECASTS = {}
+
+
+def of_published(name, method, length, batch, targets, settings):
+    key = repr((name, method, length, batch, targets, settings))
+    if key not in FORECASTS:
+        rank = 8 if settings is TORCHTUNE else 16
+        lora = adapter(rank, targets or "all-linear", dropout=0.0)
+        half = settings is FMS and method == "qlora"
+        FORECASTS[key] = forecast(
+            config_of(name),
+            *(method, length, batch),
+            lora=None if method == "full" else lora,
+            autocast="float16" if half else "",
+            **settings,
+        )
+    return FORECASTS[key]
 
 
 @pytest.mark.parametrize(
@@ -552,13 +580,13 @@ def test_within_a_tenth_of_what_is_published(row):
         f"{found.allocated / published - 1:+.1%}"
     )
     assert found.allocated == pytest.approx(published, rel=0.1)
+    assert min(found.parts.values()) >= 0
 
 
 def test_compiled_runs_without_checkpoints_are_over_estimated():
     """torchtune's 42.9 GiB: what we do not forecast, and by how much."""
     given = ("Llama 3.2 3B", "full", 4096, 2, None)
     found = of_published(*given, TORCHTUNE | {"checkpointing": False})
-    # `settings is TORCHTUNE` decides the adapter's rank alone
     assert 1.1 < found.allocated / (42.9 * GIB) < 1.3
 
 
@@ -627,14 +655,15 @@ def test_rank_256_of_33b_on_one_card_of_24_gb():
     assert fits(found, {"3090": 24})[0]["fits"] == "no"
 
 
-def test_the_achieved_rate_is_the_published_one():
-    found = of_published(*PUBLISHED[0][:-1])
-    rate = 3083 * found.operations
-    assert memory.ACHIEVED["RTX 4090"] == pytest.approx(rate, rel=0.02)
-    # its other figure, 2,413: unpacking takes time and is no operation
-    qlora = of_published(*PUBLISHED[1][:-1])
-    seen = 1e6 / 2413 / 60
-    assert 0.7 * seen < minutes(qlora, 1_000_000, rate) < seen
+@pytest.mark.parametrize(
+    ("row", "name", "rate"),
+    [(0, "RTX 4090, LoRA", 3083), (1, "RTX 4090, QLoRA", 2413)],
+)
+def test_minutes_from_what_others_achieved(row, name, rate):
+    """torchtune's tokens a second come back from its own runs."""
+    found = of_published(*PUBLISHED[row][:-1])
+    seen = minutes(found, 60 * rate, memory.ACHIEVED[name])
+    assert seen == pytest.approx(1, rel=0.01)
 
 
 if __name__ == "__main__":

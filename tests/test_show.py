@@ -859,9 +859,10 @@ def test_lines_of_shares_are_in_percent():
 
 
 def of_parts(**parts):
-    from instructft.memory import AROUND, PARTS, Forecast
+    from instructft.memory import PARTS, Forecast
 
-    sizes = {name: parts.get(name, 0) for name in (*PARTS, *AROUND)}
+    names = (*PARTS, "mapped file", "allocator", "process")
+    sizes = {name: parts.get(name, 0) for name in names}
     return Forecast(sizes, "forward and loss", 0, 1e9)
 
 
