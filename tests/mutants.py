@@ -402,6 +402,22 @@ MUTANTS = [
         "every_outcome or places",
     ),
     Mutant(
+        "another-option-is-not-seen",
+        "scores.py",
+        "return any(name.isdigit() == letter.isdigit() for name in names)",
+        "return False",
+        "test_scores.py",
+        "named_alone",
+    ),
+    Mutant(
+        "a-cut-reply-is-read",
+        "scores.py",
+        'each = verdict(text) if whole else "failed"',
+        "each = verdict(text)",
+        "test_scores.py",
+        "every_outcome or why_it_failed",
+    ),
+    Mutant(
         "thousands-are-two-numbers",
         "scores.py",
         r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)",
@@ -705,6 +721,14 @@ MUTANTS = [
         "text",
         "test_verifiable.py",
         "loose_forgives",
+    ),
+    Mutant(
+        "instructions-drawn-instead-of-prompts",
+        "verifiable.py",
+        "_ends(bootstrap(values, names))",
+        "_ends(bootstrap(values))",
+        "test_verifiable.py",
+        "whole_prompts",
     ),
     Mutant(
         "a-row-half-checked-counts",
