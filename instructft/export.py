@@ -399,6 +399,7 @@ def served_agreement(
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                repetition_penalty=1.0,  # a model's own may be another
                 pad_token_id=tokenizer.pad_token_id,
                 output_logits=True,
                 return_dict_in_generate=True,

@@ -84,6 +84,24 @@ def held(layer):
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def in_four_bit(path):
+    """A folder's model, as the recipes load it."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        ),
+        dtype=torch.float32,
+        device_map={"": "cpu"},
+    )
+
+
 def four_bit_layers(model):
     from bitsandbytes.nn import Linear4bit
 
@@ -115,22 +133,9 @@ def test_four_bit_bytes_of_odd_sizes(size):
 @pytest.mark.slow
 def test_weights_of_the_embedded_model_in_four_bit(embedded_config):
     pytest.importorskip("bitsandbytes")
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
     from instructft.models import embedded
 
-    model = AutoModelForCausalLM.from_pretrained(
-        embedded(),
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-        ),
-        dtype=torch.float32,
-        device_map={"": "cpu"},
-    )
+    model = in_four_bit(embedded())
     layers = four_bit_layers(model)
     assert len(layers) == 210
     total = sum(map(held, layers))
@@ -149,27 +154,11 @@ def test_weights_of_the_embedded_model_in_four_bit(embedded_config):
 def test_gpt2s_own_layers_are_packed_too(tmp_path):
     """As bitsandbytes' integration does with transformers' Conv1D."""
     pytest.importorskip("bitsandbytes")
-    import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        BitsAndBytesConfig,
-        GPT2Config,
-        GPT2LMHeadModel,
-    )
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=64, n_embd=64, n_layer=3, n_head=4)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-        ),
-        dtype=torch.float32,
-        device_map={"": "cpu"},
-    )
+    model = in_four_bit(tmp_path)
     layers = four_bit_layers(model)
     assert len(layers) == 12
     ours = {id(layer.weight) for layer in layers}
