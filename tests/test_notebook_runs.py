@@ -36,7 +36,7 @@ SMALL = {
     "05a": {"ROWS": 8},
     "05b": {"ROWS": 16, "HELD_OUT": 2, "PLAIN_TEXTS": 2, "SPEED": ["full"]},
     "06": {"TOKENS": 1500, "HELD_OUT": 4},
-    "07": {"TOKENS": 1500, "EPOCHS": 1, "HELD_OUT": 4},
+    "07": {"TOKENS": 1500, "HELD_OUT": 4},
 }
 ARCHIVES = {
     "02a": ["vader", "promptsource", "evals"],
