@@ -78,9 +78,16 @@ MOST = 40  # lines of the ledger in a card
 # What a model card must say of its base and of what training took
 BASE = ("name", "revision", "licence")
 COST = ("tokens", "minutes", "memory_gb", "machine")
-# What an adapter is given on with: pickles, such as training_args.bin, and
-# the drafts of other cards stay behind
-GIVEN_ON = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+# What an adapter is given on with: pickles, such as training_args.bin, a
+# checkpoint's trainer_state.json with its paths, and other cards stay behind
+GIVEN_ON = {
+    *("adapter_config.json", "adapter_model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt"),
+    *("spiece.model", "sentencepiece.bpe.model"),
+}
+TEXT = {".json", ".jinja", ".txt"}  # where a key could be read
 
 
 class LicenceError(ValueError):
@@ -433,9 +440,9 @@ def model_card(
     (before, after); `cost` has tokens, minutes, memory_gb and machine;
     `how_to_load` is Python. `sections` are Markdown, under their own names.
 
-    Raises ValueError naming each fact that is missing or empty, and Python
-    that cannot be read; LicenceError with all `licence_problems` of rows
-    and base.
+    Raises ValueError naming each fact that is missing or empty, shares that
+    are none, and Python that cannot be read; LicenceError with all
+    `licence_problems` of rows and base.
     """
     _check_shapes(rows)
     given = {
@@ -456,6 +463,11 @@ def model_card(
     ]
     if missing:
         raise ValueError(f"the card lacks {', '.join(missing)}: give each")
+    for name, (*pair, _) in shares.items():
+        if not all(0 <= share <= 1 for share in pair):
+            raise ValueError(
+                f"shares[{name!r}] are {pair}: give shares from 0 to 1"
+            )
     try:
         ast.parse(how_to_load)
     except SyntaxError as error:
@@ -490,17 +502,17 @@ def model_card(
 
 
 def _licence_of_model(rows: Sequence[dict], base: str) -> dict[str, str]:
-    """Return the base's licence if the rows ask for no more, else `other`.
+    """Return the base's licence if no row names another, but for free ones.
 
-    >>> _licence_of_model([{"licence": "MIT"}], "Apache-2.0")
+    Else `other`: one licence does not stand for the notices of another.
+
+    >>> _licence_of_model([{"licence": "CC0-1.0"}], "Apache-2.0")
     {'license': 'apache-2.0'}
-    >>> _licence_of_model([{"licence": "MIT"}], "CC0-1.0")["license"]
+    >>> _licence_of_model([{"licence": "Apache-2.0"}], "MIT")["license"]
     'other'
     """
     named = {name for row in rows for _, name in _licences(row)}
-    asked = {kind for name in named for kind in _kinds(name)} - {"free"}
-    ours = {kind for name in _names(base) for kind in _kinds(name)}
-    if not asked or asked == {"notice"} == ours:
+    if all(n in _names(base) or _kinds(n) == ("free",) for n in named):
         return _licence_of_all([{"licence": base}])
     found = _licence_of_all([*rows, {"licence": base}])
     if "license_details" in found:
@@ -517,7 +529,11 @@ def _measured(shares: Mapping, losses: Mapping) -> str:
             low, high = interval(share, count)
             line[when] = f"{share:.1%} ({low:.1%} to {high:.1%})"
         lines.append(line)
-    text = f"{_table(lines)}\n\nIn brackets: 95 % Wilson intervals."
+    text = (
+        f"{_table(lines)}\n\nIn brackets: 95 % Wilson intervals. Both columns "
+        "come from the same rows: intervals that overlap do not mean that "
+        "there is no difference."
+    )
     more = [
         {"Loss": name, "before": f"{a:.3f}", "after": f"{b:.3f}"}
         for name, (a, b) in losses.items()
@@ -590,13 +606,14 @@ def publish_adapter(
     """Write a folder with an adapter, its tokenizer and its card.
 
     `adapter` is where a trainer saved it; only files of `GIVEN_ON` are
-    taken, no pickle and no README.md. In adapter_config.json the base model
-    becomes `base`, "owner/name": training on a local copy wrote that copy's
-    path. Returns the folder; it appears as that of `publish` does.
+    taken, byte for byte. In adapter_config.json alone the base model becomes
+    `base`, "owner/name": training on a local copy wrote that copy's path.
+    Returns the folder; it appears as that of `publish` does.
 
     Raises FileNotFoundError if there is no adapter, and ValueError for a
-    base of another form, for a folder that holds anything else, and naming
-    the place (never the text) of what looks like an API key.
+    base of another form, for a folder that holds anything but what is
+    written now, and naming the place (never the text) of what looks like an
+    API key.
     """
     folder, adapter = Path(folder), Path(adapter)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
@@ -607,21 +624,22 @@ def publish_adapter(
                 f"{adapter} has no {name}: `trainer.save_model(folder)` "
                 "writes it"
             )
-    there = folder.iterdir() if folder.is_dir() else []
-    known = {*GIVEN_ON, ".md"}
-    if other := sorted(p.name for p in there if p.suffix not in known):
+    taken = [p for p in adapter.iterdir() if p.name in GIVEN_ON]
+    there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if other := sorted(there - {"README.md", *(p.name for p in taken)}):
         raise ValueError(
             f"{folder} holds {', '.join(other)}, which would be given on "
             "with the rest: name a folder of its own"
         )
-    taken = [p for p in adapter.iterdir() if p.suffix in GIVEN_ON]
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     config["base_model_name_or_path"] = base
-    texts = {"README.md": card}
+    texts = {
+        "README.md": card,
+        "adapter_config.json": json.dumps(config, indent=2) + "\n",
+    }
     for path in taken:
-        if path.suffix != ".safetensors":
-            texts[path.name] = path.read_text("utf-8")
-    texts["adapter_config.json"] = json.dumps(config, indent=2) + "\n"
+        text = path.read_text("utf-8") if path.suffix in TEXT else ""
+        _check_keys([{path.name: text}], "file")
     for name, text in texts.items():
         _check_keys([{name: text}], "file")
 

@@ -81,8 +81,9 @@ def replies(
 ) -> list[Answer]:
     """Ask a model: n prompts (lists of messages) in, n Answers out.
 
-    Greedy decoding. What ends an answer is the end token, or one of
-    several, in the model's generation config; it counts among the
+    Greedy decoding, without the repetition penalty that a model's generation
+    config may hold. What ends an answer is the end token, or one of several,
+    in the model's generation config; it counts among the
     `max_new_tokens`.
     """
     import torch
@@ -98,6 +99,7 @@ def replies(
                 **batch.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                repetition_penalty=1.0,
                 pad_token_id=tokenizer.pad_token_id,
             )
             new = made[:, batch["input_ids"].shape[1] :].tolist()
@@ -211,10 +213,6 @@ def rank(
     below "no, never". `by` is "sum" (T0), or "mean" over the tokens, since a
     long option sums to less. Of equals the first is chosen.
 
-    Batches move a score by float32's rounding alone: on the embedded model
-    by 3e-5 nats at most (12 prompts, 3 options, 1 to 16 at once); float32
-    one at a time was 5e-5 off float64 on six of the prompts.
-
     Raises ValueError for another `by`, for prompts without options, for
     options that are empty or stand twice, and for a chat template whose
     opened answer is not how an answer starts.
@@ -289,7 +287,7 @@ def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> float:
             "give one prediction a target, and at least one"
         )
     pairs = zip(predictions, targets, strict=True)
-    return sum(a.strip() == b.strip() for a, b in pairs) / len(targets)
+    return sum(scores.exact(*pair) for pair in pairs) / len(targets)
 
 
 def in_format(predictions: Sequence[str], allowed: Sequence[str]) -> float:
@@ -314,17 +312,27 @@ def interval(share: float, count: int) -> tuple[float, float]:
     >>> [round(end, 2) for end in interval(0.9, 100)]
     [0.83, 0.94]
 
-    Raises ValueError if `count` is 0.
+    Raises ValueError if `count` is not above 0 or `share` not from 0 to 1.
     """
-    if not count:
-        raise ValueError("a share of no rows has no interval")
+    if not count > 0:
+        raise ValueError(
+            f"a share of {count} rows has no interval: give the number of "
+            "rows it was seen in"
+        )
+    if not 0 <= share <= 1:
+        raise ValueError(
+            f"{share} is no share: give hits by rows, from 0 to 1"
+        )
     z = 1.959964
     middle = share + z * z / (2 * count)
     spread = (
         z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
     )
     whole = 1 + z * z / count
-    return (middle - spread) / whole, (middle + spread) / whole
+    # rounding may lead past an end
+    return max(0.0, (middle - spread) / whole), min(
+        1.0, (middle + spread) / whole
+    )
 
 
 def text_loss(
@@ -512,9 +520,12 @@ def _score(asked) -> str:
     table = [f"{'task':<{wide}}   rows  mean    95 % interval"]
     for name, values in lines:
         mean = sum(values) / len(values)
-        ends = "one row has none"
-        if len(values) > 1:
+        if asked.rule != "rouge_l":  # 0 or 1
+            ends = "{:.4f} to {:.4f}".format(*interval(mean, len(values)))
+        elif len(values) > 1:
             ends = "{:.4f} to {:.4f}".format(*scores.bootstrap(values))
+        else:
+            ends = "one row has none"
         table.append(f"{name:<{wide}} {len(values):>6,}  {mean:.4f}  {ends}")
     return "\n".join(table)
 

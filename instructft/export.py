@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from instructft.evaluate import _evaluating
+
+TIMEOUT = 120  # seconds without a word from the server
 KINDS = ("F32", "F16", "Q8_0")  # 32, 16 and 8.5 bits a weight
 # The only way of cutting text before its merges that we have compared with
 # llama.cpp's own: single digits, then GPT-2's pattern
@@ -237,9 +240,10 @@ def modelfile(
 
     `gguf` is the file's path as seen from the Modelfile; `system`, if any,
     stands before every conversation without one, as training's did;
-    `parameters` are Ollama's, such as num_ctx and temperature. Generation
-    stops at the tokenizer's end token. Without a TEMPLATE Ollama takes the
-    one of its own that looks most like the file's, or none at all.
+    `parameters` are Ollama's, such as num_ctx and temperature; one that it
+    takes several times, such as stop, has a list. Generation stops at the
+    tokenizer's end token. Without a TEMPLATE Ollama takes the one of its own
+    that looks most like the file's, or none at all.
 
     Ollama joins neighbouring messages of one role, and drops the oldest
     where num_ctx is short, before its template sees them. Sources, in
@@ -272,7 +276,9 @@ def modelfile(
     lines = [f"FROM {gguf}", f'TEMPLATE """{template}"""']
     lines += [f'SYSTEM """{system}"""'] * bool(system)
     lines.append(f'PARAMETER stop "{tokenizer.eos_token}"')
-    lines += [f"PARAMETER {k} {v}" for k, v in (parameters or {}).items()]
+    for name, value in (parameters or {}).items():
+        values = value if isinstance(value, list | tuple) else [value]
+        lines += [f"PARAMETER {name} {each}" for each in values]
     return "\n".join(lines) + "\n"
 
 
@@ -330,8 +336,11 @@ def prompt_proof(
     `key` are those of `instructft.teacher.local`; the routes are llama.cpp's
     (tools/server/README.md).
 
-    Raises OSError if nobody answers there.
+    Raises ValueError if there is no conversation, and OSError if nobody
+    answers there within TIMEOUT seconds.
     """
+    if not conversations:
+        raise ValueError("no conversations to compare: give at least one")
     rows = []
     for conversation in conversations:
         text = tokenizer.apply_chat_template(
@@ -384,7 +393,7 @@ def served_agreement(
             prompt, add_generation_prompt=True, tokenize=False
         )
         ids = torch.tensor([_ids(tokenizer, text)], device=model.device)
-        with torch.inference_mode():
+        with _evaluating(model), torch.inference_mode():
             made = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -431,5 +440,6 @@ def _post(base_url: str, key: str, route: str, body: dict) -> dict:
     }
     url = f"{base_url.removesuffix('/v1')}/{route}"
     request = Request(url, json.dumps(body).encode(), headers)
-    with build_opener(ProxyHandler({})).open(request) as response:
+    opener = build_opener(ProxyHandler({}))
+    with opener.open(request, timeout=TIMEOUT) as response:
         return json.load(response)

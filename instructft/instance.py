@@ -91,7 +91,15 @@ def read_rows(
     file, line, what and remedy for every unusable line; FileNotFoundError
     where there is no such file.
     """
-    return _read(path, check)
+    rows, problems = [], []
+    for row, said in _lines(path, check):
+        if said:
+            problems += said
+        else:
+            rows.append(row)
+    if problems:
+        raise BadRows(path, problems, rows)
+    return rows
 
 
 def read_instances(path: str | Path) -> list[dict]:
@@ -112,7 +120,7 @@ def read_instances(path: str | Path) -> list[dict]:
         seen.add(key)
         return []
 
-    return _read(path, check)
+    return read_rows(path, check)
 
 
 def stream_rows(path: str | Path) -> Iterator[dict]:
@@ -124,18 +132,6 @@ def stream_rows(path: str | Path) -> Iterator[dict]:
         if problems:
             raise BadRows(path, problems)
         yield row
-
-
-def _read(path: str | Path, check: Callable[[dict], list[str]]) -> list[dict]:
-    rows, problems = [], []
-    for row, said in _lines(path, check):
-        if said:
-            problems += said
-        else:
-            rows.append(row)
-    if problems:
-        raise BadRows(path, problems, rows)
-    return rows
 
 
 def _lines(path, check) -> Iterator[tuple[dict, list[str]]]:

@@ -1,11 +1,12 @@
 """Bytes and minutes of a run, forecast from a model's config alone.
 
 A training step is rehearsed on two and on three layers of tensors without
-data (torch's FakeTensorMode), and every storage counted while it lives,
-whatever the architecture. `machine.peak_memory_gb` measures beside it.
+data (torch's FakeTensorMode), and every storage counted while it lives, for
+any model whose layers are alike. `machine.peak_memory_gb` measures beside it.
 """
 
 import copy
+import re
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,9 @@ CARDS = {f"{size} GB": size for size in (8, 12, 16, 24, 48)}
 PROCESS = {"cpu": 510_000_000, "cuda": 666_632_192}
 # What an allocator holds on to, as a share of what comes and goes in a step.
 # glibc's: 0.1 to 0.4 in our runs, about 1 with checkpointing; hardly any if
-# MALLOC_MMAP_THRESHOLD_=65536 stands in the environment. CUDA's: 0.2 to 0.5,
+# MALLOC_MMAP_THRESHOLD_=65536 stands in the environment. With 0.3, `total`
+# came to 22 and 11 % less than runs of two steps with checkpointing took, and
+# to 5 % less up to 7 % more without. CUDA's: 0.2 to 0.5,
 # reserved and allocated memory in fms-acceleration's
 # scripts/benchmarks/refs/a100_80gb.csv
 ALLOCATOR = {"cpu": 0.3, "cuda": 0.4}
@@ -132,16 +135,30 @@ def forecast(
     """Forecast the memory of a training step, and its operations.
 
     `method` is "full", "lora" or "qlora" (the last two need `lora`), for
-    `batch` rows of `length` tokens, `packed` into one row or not. `dtype` is
-    that of the weights that are not in 4 bit, `autocast` that of a mixed
-    precision, if any. `loss` is "trl" (SFTTrainer's: logits in tiles) or
-    "logits" (all at once), for the share `counted` of the tokens that the
-    loss counts; TRL on a CPU computes the others too. `accumulate`: earlier
-    batches' gradients are kept meanwhile. `process` (bytes) and `allocator`
-    (a share) stand in for PROCESS and ALLOCATOR of the `device`, "cpu" or
-    "cuda". It takes a few seconds.
+    `batch` rows of `length` tokens. `dtype` is that of the weights that are
+    not in 4 bit, `autocast` that of a mixed precision, if any. `loss` is
+    "trl" (SFTTrainer's: logits in tiles) or "logits" (all at once), for the
+    share `counted` of the tokens that the loss counts; TRL on a CPU computes
+    the others too. `accumulate`: earlier batches' gradients are kept
+    meanwhile. `process` (bytes) and `allocator` (a share) stand in for
+    PROCESS and ALLOCATOR of the `device`, "cpu" or "cuda". It takes a few
+    seconds.
 
-    Raises ValueError for what is none of these.
+    `packed`: TRL lays the packs of a batch end to end, and SDPA, on a CPU
+    and on a card, gets a mask: a byte for each pair of the batch's tokens,
+    and in each layer a copy in the queries' dtype, kept for the way back but
+    for `checkpointing`. 16 packs of 8,192 tokens: 17 GB, and 34 GB a copy
+    in 16 bit. Not `packed`: rows of one length, which need none. (The
+    collator in trl/trainer/sft_trainer.py, create_causal_mask in
+    transformers/masking_utils.py, convert_boolean_attn_mask in torch's
+    attention.cpp.)
+
+    Held to 10 % of measured runs: the sum with `allocator=0`, where freed
+    memory is given back, and `allocated` on cards. `total` with ALLOCATOR's
+    share is a guess: see there.
+
+    Raises ValueError for what is none of these, and for a model whose layers
+    are not alike: two and three do not tell of the rest.
     """
     for name, value, known in [
         ("method", method, METHODS),
@@ -178,6 +195,8 @@ def forecast(
         )
 
     depth = config.num_hidden_layers
+    if depth > 2:
+        _check_layers(config, dtype, attention)
     found = rehearsed(min(depth, 2))
     if depth > 2:
         # what is held at each moment is linear in the number of layers
@@ -243,11 +262,49 @@ def minutes(forecast: Forecast, tokens: int, achieved: float) -> float:
 # The rehearsal
 
 
+def _check_layers(config, dtype: str, attention: str) -> None:
+    """Raise ValueError where a model is not its first layers, repeated."""
+    depth, name = config.num_hidden_layers, type(config).__name__
+    for field in ("layer_types", "mlp_layer_types"):
+        if len(kinds := {*(getattr(config, field, None) or ())}) > 1:
+            raise ValueError(
+                f"{name}'s {field} are {', '.join(sorted(kinds))}: only "
+                "models whose layers are alike can be forecast"
+            )
+    two, three, every = (
+        {
+            part: parameter.numel()
+            for part, parameter in _model(
+                config, layers, "full", None, dtype, attention
+            ).named_parameters()
+        }
+        for layers in (2, 3, depth)
+    )
+    a, b, found = (sum(each.values()) for each in (two, three, every))
+    wanted = a + (depth - 2) * (b - a)
+    if found == wanted:
+        return
+    layers: dict[int, dict[str, int]] = {}
+    for part, size in every.items():
+        if at := re.search(r"\.(\d+)\.", part):
+            layers.setdefault(int(at[1]), {})[part[at.end() :]] = size
+    why = "what is outside its layers depends on their number"
+    for i, parts in layers.items():
+        if other := parts.items() ^ layers[0].items():
+            why = f"layers 0 and {i} differ in {min(other)[0]}"
+            break
+    raise ValueError(
+        f"{name} has {found:,} numbers, and {wanted:,} if its layers were "
+        f"alike: {why}; only models whose layers are alike can be forecast"
+    )
+
+
 def _model(config, layers: int, method: str, lora, dtype: str, attention: str):
     """Return a model of few layers without data, some in 4 bit."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     depth, config = config.num_hidden_layers, copy.deepcopy(config)
     for name, value in list(vars(config).items()):  # such as layer_types
@@ -261,9 +318,16 @@ def _model(config, layers: int, method: str, lora, dtype: str, attention: str):
             attn_implementation=attention,
         )
         head = model.get_output_embeddings()
-        for module in model.modules() if method == "qlora" else ():
+        # as transformers' replace_with_bnb_linear, which knows GPT-2's too
+        four_bit = _four_bit_linear()
+        for name, module in [*model.named_modules()] * (method == "qlora"):
             if type(module) is torch.nn.Linear and module is not head:
-                module.__class__ = _four_bit_linear()
+                module.__class__ = four_bit
+            elif isinstance(module, Conv1D):
+                made = four_bit(
+                    *module.weight.shape, dtype=module.weight.dtype
+                )
+                model.set_submodule(name, made)
         if method == "full":
             return model
         # PEFT writes the names it found into the config it is given
@@ -437,6 +501,7 @@ def _rehearsed(
     """Return what is held at the fullest of each stretch of a step."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import masking_utils
     from trl.kernels import chunked_logprob
 
     model.train()
@@ -449,6 +514,13 @@ def _rehearsed(
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode())
         stack.enter_context(ledger)
+        # of tensors without data transformers cannot tell that each row is
+        # one text, and would lay a mask over it
+        stack.enter_context(
+            mock.patch.object(
+                masking_utils, "find_packed_sequence_indices", lambda _: None
+            )
+        )
         if device == "cuda":  # there a kernel folds a tile where it lies
             for name, stand_in in [
                 ("_forward_tile", lambda *_, **__: None),
@@ -482,6 +554,7 @@ def _rehearsed(
                 (1, 1, tokens, tokens), dtype=torch.bool
             )
             batch["position_ids"] = batch["input_ids"]
+        # what CUDA's autocast casts is rehearsed by the CPU's rules
         with torch.autocast(
             "cpu", getattr(torch, autocast or "bfloat16"), bool(autocast)
         ):

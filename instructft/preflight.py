@@ -339,6 +339,10 @@ def _changed(batch: dict, rows: list[dict]) -> int:
 def _check_tokens(trainer) -> list[Check]:
     tokenizer, model = trainer.processing_class, trainer.model
     stops, pad = stop_ids(trainer), tokenizer.pad_token_id
+    # a stop that no row ends with may pad: Qwen2.5 does so
+    ends = {tokenizer.eos_token_id} - {None}
+    for _, marked in samples(trainer):
+        ends |= stops.intersection(marked)
     embedding = model.get_input_embeddings()
     size = embedding.weight.shape[0]
     unread = getattr(embedding, "padding_idx", None)  # gets no gradient
@@ -347,10 +351,10 @@ def _check_tokens(trainer) -> list[Check]:
         Check(
             "pad is not the end token",
             pad is not None
-            and not stops & {pad, model.config.pad_token_id, unread},
-            f"pad {pad}, stop {sorted(stops)}, "
+            and not ends & {pad, model.config.pad_token_id, unread},
+            f"pad {pad}, stop {sorted(ends)}, "
             f"model pad {model.config.pad_token_id}"
-            + (f", embedding's {unread}" if unread in stops else ""),
+            + (f", embedding's {unread}" if unread in ends else ""),
             "give tokenizer, config and generation config a pad token of "
             "its own, before the model is loaded",
         ),

@@ -3,6 +3,7 @@
 A rule takes one prediction and one target and returns 0 to 1.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -17,11 +18,25 @@ MARK = re.compile(
     r"\(([^\W\d_]|\d\d?)\)(?: |$)"
     r"|([^\W\d_]|\d\d?)(?:[).:] |[):]?$)"
 )
+# Behind a mark, another option. "B." may be an initial, too: it counts where
+# the first mark has a dot
+OTHER = re.compile(
+    r"(?<!\w)\(([^\W\d_]|\d\d?)\)"
+    r"|(?<!\S)([^\W\d_]|\d\d?)[):](?!\w)"
+    r"|^(?:or|and) ([^\W\d_]|\d\d?)(?!\w)"
+)
+DOTTED = re.compile(r"(?<!\S)([^\W\d_]|\d\d?)\.(?!\w)")
 # a minus behind a digit, a letter or a bracket is a difference
 NUMBER = re.compile(
     r"((?<![\w)\]])[-−])?\$?"
     r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 )
+
+
+# what stands before the last number where it is no number alone: 1/2, 1e5,
+# 10^5, \frac{1}{2}
+PART = re.compile(r"(?:\d\s*/\s*|\d[eE][-+−]?|\^\{?|\}\{)$")
+DRAWN_AT_ONCE = 1_000_000  # values: 8 MB
 
 
 # One prediction, one target
@@ -43,18 +58,21 @@ def choice(prediction: str, target: str) -> float:
     letter, "(B) Paris". Case, a full stop at the end and white space do not
     count. Where both sides have a letter, the letters must agree; where both
     have a text, the texts; one of the two at least must be on both sides. A
-    sentence around the option is a miss: it may name another as well.
+    sentence around the option is a miss: it may name another as well. So is
+    a text behind the letter that holds another option's mark, where the
+    target has no text to compare it with.
 
     >>> choice("B.", "(B)"), choice("(B) Paris", "B"), choice("paris", "Paris")
     (1.0, 1.0, 1.0)
     >>> choice("(A) Paris", "(B) Paris"), choice("I say B", "B")
     (0.0, 0.0)
+    >>> choice("A) or B)", "A"), choice("(A) Paris (B) Rome", "A")
+    (0.0, 0.0)
     """
-    pairs = [
-        (a, b)
-        for a, b in zip(_option(prediction), _option(target), strict=True)
-        if a and b
-    ]
+    said, wanted = _option(prediction), _option(target)
+    if said[0] and not wanted[1] and _names_another(*said, prediction):
+        return 0.0
+    pairs = [(a, b) for a, b in zip(said, wanted, strict=True) if a and b]
     return float(bool(pairs) and all(a == b for a, b in pairs))
 
 
@@ -65,6 +83,15 @@ def _option(text: str) -> tuple[str, str]:
     if mark is None:
         return "", text
     return mark[1] or mark[2], text[mark.end() :]
+
+
+def _names_another(letter: str, text: str, prediction: str) -> bool:
+    """Say whether the text behind a letter holds another option's mark."""
+    found = [*OTHER.finditer(text)]
+    if prediction.split(maxsplit=1)[0].endswith("."):
+        found += DOTTED.finditer(text)
+    names = {each[each.lastindex] for each in found} - {letter}
+    return any(name.isdigit() == letter.isdigit() for name in names)
 
 
 def bbh_answer(text: str) -> str:
@@ -89,12 +116,13 @@ def bbh(prediction: str, target: str) -> float:
     repository holds no scorer. This rule gives its published accuracies of
     code-davinci-002 on the tasks that were read, 250 rows each: 88.4 %
     (boolean_expressions, direct) and 97.6 % (sports_understanding, chain of
-    thought). A text cut off before the words is wrong.
+    thought). A text cut off before the words is wrong; the target is read
+    as the prediction is.
 
     >>> bbh("It is part of soccer. So the answer is no.", "no")
     1.0
     """
-    return float(bbh_answer(prediction) == target.strip())
+    return float(bbh_answer(prediction) == bbh_answer(target))
 
 
 def last_number(text: str) -> Decimal | None:
@@ -112,7 +140,7 @@ def last_number(text: str) -> Decimal | None:
         return None
     minus, digits = found[-1]
     value = Decimal(digits.replace(",", ""))
-    return -value if minus else value
+    return value.copy_negate() if minus else value  # -value is rounded
 
 
 def number(prediction: str, target: str) -> float:
@@ -215,10 +243,18 @@ def _fault(rule: str, target: object) -> str:
     """Say why nothing could ever reach a target; "" if something can."""
     if not isinstance(target, str):
         return f"is {type(target).__name__}: write a string, or a list of them"
-    if not target.strip():
+    if not target.strip() or rule == "bbh" and not bbh_answer(target):
         return "is empty: write the expected answer"
-    if rule == "number" and last_number(target) is None:
-        return f"{target!r} has no number: write one, or choose another rule"
+    if rule == "number":
+        if not (found := [*NUMBER.finditer(target)]):
+            return (
+                f"{target!r} has no number: write one, or choose another rule"
+            )
+        if PART.search(target[: found[-1].start()]):
+            return (
+                f"{target!r} ends in a fraction or a power, of which only "
+                f"{found[-1][0]} would count: write it as a decimal number"
+            )
     if rule in ("choice", "rouge_l") and not score(rule, target, target):
         return f"{target!r} has no word to compare: choose another rule"
     return ""
@@ -246,11 +282,12 @@ def bootstrap(
     >>> round(low, 2), round(high, 2)
     (0.4, 0.6)
 
-    Raises ValueError with fewer than two rows or groups, or if `groups` and
-    `values` differ in length.
+    Raises ValueError with fewer than two rows or groups, for a value that
+    is no finite number, or if `groups` and `values` differ in length.
     """
     import numpy as np
 
+    _refuse_gaps("values", values)
     values = np.asarray(values, np.float64)
     sums, sizes = values, np.ones(len(values))
     if groups is not None:
@@ -269,13 +306,27 @@ def bootstrap(
             f"{len(sums)} {what} have no spread to draw from: give two or more"
         )
     chance, means = np.random.default_rng(seed), []
-    some = max(1, 1_000_000 // len(sums))  # draws at once: 8 MB
+    some = max(1, DRAWN_AT_ONCE // len(sums))
     for start in range(0, draws, some):
         size = (min(some, draws - start), len(sums))
         drawn = chance.integers(len(sums), size=size)
         means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
+
+
+def _refuse_gaps(name: str, values: Sequence[float]) -> None:
+    """Raise ValueError for the first value that is no finite number."""
+    for place, value in enumerate(values):
+        try:
+            good = math.isfinite(value)
+        except TypeError:  # None, a text
+            good = False
+        if not good:
+            raise ValueError(
+                f"{name}[{place}] is {value}: give a finite number, or leave "
+                "its row out"
+            )
 
 
 class Difference(NamedTuple):
@@ -303,6 +354,8 @@ def paired(
 
     Raises ValueError if the lengths differ, and as `bootstrap` does.
     """
+    _refuse_gaps("before", before)
+    _refuse_gaps("after", after)
     if len(before) != len(after):
         raise ValueError(
             f"{len(before)} values before and {len(after)} after: give the "
@@ -322,12 +375,15 @@ class Judged(NamedTuple):
 
     outcomes: list[str]  # n; see `judge`
     counts: dict[str, int]  # pairs by outcome
-    places: dict[str, int]  # 2n verdicts: first, second, tie, unreadable
+    places: dict[str, int]  # 2n verdicts, unreadable and failed ones too
     first_place_wins: float | None  # share of the readable verdicts
     replies: list[tuple[str, str]]  # n: as given, and swapped
 
 
-OUTCOMES = ("one", "other", "tie", "flipped", "tie in one", "unreadable")
+OUTCOMES = (
+    *("one", "other", "tie", "flipped", "tie in one"),
+    *("unreadable", "failed"),
+)
 VERDICTS = ("first", "second", "tie")
 
 
@@ -346,15 +402,17 @@ def judge(
     function of messages that returns the reply, an object whose
     `.reply(messages)` does, or a Teacher or Recorded: then `asking` is the
     rest of each request (model, max_tokens, and so on) and all are sent at
-    once; a reply that is not whole counts as unreadable.
+    once. A reply that is not whole (refused, filtered, cut off, failed) is
+    not read: it counts as failed, and `replies` holds its text, or "[state:
+    reason]" where it has none.
 
     Outcomes: `one` or `other` won both times, `tie` both times; `flipped`
-    (the place won, not the answer), `tie in one` order only, `unreadable`
-    in one or both. Only the first three are a judgement of the answers.
-    `first_place_wins` (ties are in its denominator) against `places`'
-    second is the judge's bias for a place: of GPT-4's 4,480 verdicts in
-    artidoro/qlora, eval/ratings-gpt4, the first place won 56.1 %, the second
-    30.2 %, and 20.5 % of 2,227 pairs flipped.
+    (the place won, not the answer), `tie in one` order only; `failed` in one
+    or both, else `unreadable` in one or both. Only the first three are a
+    judgement of the answers. `first_place_wins` (ties are in its
+    denominator) against `places`' second is the judge's bias for a place: of
+    GPT-4's 4,480 verdicts in artidoro/qlora, eval/ratings-gpt4, the first
+    place won 56.1 %, the second 30.2 %, and 20.5 % of 2,227 pairs flipped.
 
     Raises ValueError for a verdict that is none of these.
     """
@@ -364,45 +422,59 @@ def judge(
         for answers in ((one, other), (other, one))
     ]
     said = _replies(ask, asked, asking)
-    read = [None if text is None else verdict(text) for text in said]
-    for text, each in zip(said, read, strict=True):
-        if each is not None and each not in VERDICTS:
+    read = []
+    for text, whole in said:
+        each = verdict(text) if whole else "failed"
+        if whole and each is not None and each not in VERDICTS:
             raise ValueError(
                 f"the verdict of {text[-200:]!r} was read as {each!r}: "
                 f"return one of {list(VERDICTS)}, or None"
             )
+        read.append(each or "unreadable")
     outcomes = [
         _outcome(*both) for both in zip(read[::2], read[1::2], strict=True)
     ]
-    places = Counter(each or "unreadable" for each in read)
-    readable = len(read) - places["unreadable"]
-    texts = [text or "" for text in said]
+    places = Counter(read)
+    readable = sum(places[name] for name in VERDICTS)
+    texts = [text for text, _ in said]
     return Judged(
         outcomes,
         {name: outcomes.count(name) for name in OUTCOMES},
-        {name: places[name] for name in (*VERDICTS, "unreadable")},
+        {name: places[name] for name in (*VERDICTS, "unreadable", "failed")},
         places["first"] / readable if readable else None,
         list(zip(texts[::2], texts[1::2], strict=True)),
     )
 
 
-def _replies(ask, asked: list[list[dict]], asking: dict) -> list[str | None]:
-    """Return the reply to each; None for one that is not whole."""
+def _replies(
+    ask, asked: list[list[dict]], asking: dict
+) -> list[tuple[str, bool]]:
+    """Return the reply to each, and whether it is whole."""
     if hasattr(ask, "ask"):
         replies = ask.ask([{"messages": each} | asking for each in asked])
-        return [each.text if each.state == "ok" else None for each in replies]
+        said = []
+        for text, state, reason, *_ in replies:
+            whole = state == "ok"
+            shown = text if whole or text.strip() else f"[{state}: {reason}]"
+            said.append((shown, whole))
+        return said
     if asking:
         raise ValueError(
             f"{sorted(asking)} is for a Teacher or Recorded: put it into "
             "your own function"
         )
-    return [getattr(ask, "reply", ask)(each) for each in asked]
+    texts = [getattr(ask, "reply", ask)(each) for each in asked]
+    return [
+        ("[failed: no reply]", False) if text is None else (text, True)
+        for text in texts
+    ]
 
 
-def _outcome(given: str | None, swapped: str | None) -> str:
+def _outcome(given: str, swapped: str) -> str:
     """Say what two verdicts mean, the second with places swapped."""
-    if given is None or swapped is None:
-        return "unreadable"
+    for name in ("failed", "unreadable"):
+        if name in (given, swapped):
+            return name
     if "tie" in (given, swapped):
         return "tie" if given == swapped else "tie in one"
     if given == swapped:

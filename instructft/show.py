@@ -618,14 +618,19 @@ def will_it_fit(
     lora: "LoraConfig | None",
     *,
     head_room: float = 0.1,
+    device: str = "cuda",
     **settings: object,
 ) -> "widgets.VBox":
     """Return a widget that asks whether a run fits on a card.
 
     `configs` are transformers' configs by name, `sizes` GB by name, `lora`
-    the LoraConfig of "lora" and "qlora"; `settings` go on to
+    the LoraConfig of "lora" and "qlora"; `device` and `settings` go on to
     `memory.forecast`. Each change takes a second or two. Its plain twin is
     `memory({name: forecast(...)}, sizes)`.
+
+    Rows are packed unless `settings` has `packed=False`. The mask of packed
+    ones is real, and grows with the square of length x batch: 52 GB of the
+    largest setting in 16 bit, a layer's copy included (`memory.forecast`).
     """
     import ipywidgets as widgets
 
@@ -649,18 +654,21 @@ def will_it_fit(
     kept = widgets.Checkbox(
         description="checkpointing", value=True, indent=False
     )
+    asking = [model, method, length, batch, kept]
     seen = widgets.Output()
     made: dict[tuple, object] = {}
 
     def drawn() -> View:
-        asked = (*(model.value, method.value, length.value, batch.value),)
-        asked += (kept.value,)
+        asked = tuple(each.value for each in asking)
         if asked not in made:
             made[asked] = forecast(
                 configs[model.value],
-                *asked[1:4],
+                method.value,
+                length.value,
+                batch.value,
                 lora=None if method.value == "full" else lora,
                 checkpointing=kept.value,
+                device=device,
                 **settings,
             )
         name = f"{model.value}, {method.value}"

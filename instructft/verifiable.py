@@ -30,8 +30,11 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from instructft.evaluate import interval
 from instructft.instance import BadRows, read_rows
+from instructft.scores import bootstrap
 
 RELATIONS = ("less than", "at least")
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
@@ -286,7 +289,10 @@ def follows(kind: str, answer: str, /, **kwargs: object) -> bool:
     Raises ValueError for a kind that is unknown or in `UNCHECKED`, and for
     kwargs that it lacks or cannot use.
     """
-    arguments = _arguments(kind, kwargs)
+    return _follows(kind, answer, _arguments(kind, kwargs))
+
+
+def _follows(kind: str, answer: str, arguments: dict) -> bool:
     return bool(answer.strip()) and CHECKERS[kind](answer, **arguments)
 
 
@@ -312,25 +318,33 @@ def problems_of(row: dict) -> list[str]:
     ...     ["keywords:existence"], "kwargs": [{}]})
     ["keywords:existence lacks ['keywords']; add it to its kwargs"]
     """
+    return _checked(row)[0]
+
+
+def _checked(row: dict) -> tuple[list[str], list[dict]]:
+    """Return a row's problems, and each kind's arguments if it has none."""
     kinds, kwargs = row.get("instruction_id_list"), row.get("kwargs")
+    said, arguments = [], []
     if not isinstance(row.get("prompt"), str):
-        return ["prompt is no text; write what was asked"]
-    if not isinstance(kinds, list) or not kinds:
-        return ["instruction_id_list is no list of kinds; name at least one"]
-    if not isinstance(kwargs, list) or len(kwargs) != len(kinds):
-        return [f"kwargs: write a list of {len(kinds)}, one for each kind"]
-    said = []
+        said = ["prompt is no text; write what was asked"]
+    elif not isinstance(kinds, list) or not kinds:
+        said = ["instruction_id_list is no list of kinds; name at least one"]
+    elif not isinstance(kwargs, list) or len(kwargs) != len(kinds):
+        said = [f"kwargs: write a list of {len(kinds)}, one for each kind"]
+    if said:
+        return said, []
     for kind, given in zip(kinds, kwargs, strict=True):
         try:
             if not isinstance(kind, str) or not isinstance(given, dict):
                 raise ValueError(
                     f"{kind!r}, {given!r}: write a kind and an object"
                 )
-            if kind not in UNCHECKED:
-                _arguments(kind, given)
+            arguments.append(
+                {} if kind in UNCHECKED else _arguments(kind, given)
+            )
         except ValueError as error:
             said.append(str(error))
-    return said
+    return said, arguments
 
 
 def verdicts(row: dict, answer: str) -> dict[str, list[bool | None]]:
@@ -345,17 +359,16 @@ def verdicts(row: dict, answer: str) -> dict[str, list[bool | None]]:
 
     Raises ValueError naming the row and what is wrong with it.
     """
-    if said := problems_of(row):
+    said, arguments = _checked(row)
+    if said:
         name = row.get("key", row.get("id", str(row.get("prompt"))[:40]))
         raise ValueError(f"row {name!r}: {'; '.join(said)}")
-    strict, loose = [], []
-    for kind, kwargs in zip(
-        row["instruction_id_list"], row["kwargs"], strict=True
-    ):
+    strict, loose, forms = [], [], variants(answer)
+    for kind, given in zip(row["instruction_id_list"], arguments, strict=True):
         if kind in UNCHECKED:
             found = [None]
         else:
-            found = [follows(kind, f, **kwargs) for f in variants(answer)]
+            found = [_follows(kind, form, given) for form in forms]
         strict.append(found[0])
         loose.append(None if None in found else any(found))
     return {"strict": strict, "loose": loose}
@@ -373,6 +386,26 @@ def accuracy(rows: Sequence[dict], answers: Sequence[str]) -> dict:
 
     Raises ValueError as `verdicts` does, and if the lengths differ.
     """
+    prompts, kinds, unchecked = _counted(rows, answers)
+    return {
+        "prompt": _shares(prompts),
+        "instruction": _shares([p for each in kinds.values() for p in each]),
+        "kinds": {kind: _shares(each) for kind, each in kinds.items()},
+        "unchecked": unchecked,
+        "left_out": len(rows) - len(prompts),
+    }
+
+
+class _Verdict(NamedTuple):
+    prompt: str
+    strict: bool
+    loose: bool
+
+
+def _counted(
+    rows: Sequence[dict], answers: Sequence[str]
+) -> tuple[list[_Verdict], dict[str, list[_Verdict]], dict[str, int]]:
+    """Return the prompts' verdicts, each kind's, and what was unchecked."""
     if len(rows) != len(answers) or not rows:
         raise ValueError(
             f"{len(answers)} answers for {len(rows)} rows: give one answer "
@@ -381,28 +414,35 @@ def accuracy(rows: Sequence[dict], answers: Sequence[str]) -> dict:
     prompts, kinds, unchecked = [], {}, Counter()
     for row, answer in zip(rows, answers, strict=True):
         found = verdicts(row, answer)
-        pairs = list(zip(found["strict"], found["loose"], strict=True))
-        for kind, pair in zip(row["instruction_id_list"], pairs, strict=True):
-            if None in pair:
+        for kind, strict, loose in zip(
+            row["instruction_id_list"],
+            found["strict"],
+            found["loose"],
+            strict=True,
+        ):
+            if strict is None:
                 unchecked[kind] += 1
             else:
-                kinds.setdefault(kind, []).append(pair)
+                one = _Verdict(row["prompt"], strict, loose)
+                kinds.setdefault(kind, []).append(one)
         if None not in found["strict"]:
-            prompts.append([all(found["strict"]), all(found["loose"])])
-    return {
-        "prompt": _shares(prompts),
-        "instruction": _shares([p for each in kinds.values() for p in each]),
-        "kinds": {kind: _shares(kinds[kind]) for kind in sorted(kinds)},
-        "unchecked": dict(sorted(unchecked.items())),
-        "left_out": len(rows) - len(prompts),
-    }
+            both = all(found["strict"]), all(found["loose"])
+            prompts.append(_Verdict(row["prompt"], *both))
+    return (
+        prompts,
+        dict(sorted(kinds.items())),
+        dict(sorted(unchecked.items())),
+    )
 
 
-def _shares(pairs: Sequence[Sequence[bool]]) -> dict:
-    count = len(pairs)
+def _shares(found: Sequence[_Verdict]) -> dict:
+    count = len(found)
     strict, loose = (
-        sum(pair[i] for pair in pairs) / count if count else None
-        for i in (0, 1)
+        sum(values) / count if count else None
+        for values in (
+            [each.strict for each in found],
+            [each.loose for each in found],
+        )
     )
     return {"count": count, "strict": strict, "loose": loose}
 
@@ -415,7 +455,11 @@ def _main(words: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="python -m instructft.verifiable",
-        description="Count how many instructions the answers follow.",
+        description=(
+            "Count how many instructions the answers follow. Behind each "
+            "share stands its 95 % interval: Wilson's, and for all "
+            "instructions a bootstrap's that draws whole prompts."
+        ),
     )
     parser.add_argument(
         "file",
@@ -431,7 +475,7 @@ def _main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     try:
         rows, answers = _answered(asked.file, asked.responses)
-        print(_table(accuracy(rows, answers)))
+        print(_table(*_counted(rows, answers), len(rows)))
     except (BadRows, OSError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -453,7 +497,8 @@ def _answered(
 
     def check(row: dict) -> list[str]:
         said = problems_of(row)
-        if responses and row.get("prompt") not in answers:
+        prompt = row.get("prompt")
+        if responses and isinstance(prompt, str) and prompt not in answers:
             return [
                 *said,
                 f"its prompt has no response in {responses}; add it",
@@ -472,31 +517,59 @@ def _answered(
     return rows, [row["response"] for row in rows]
 
 
-def _table(found: dict) -> str:
-    def line(name: str, shares: dict) -> str:
-        two = [
-            "-" if shares[key] is None else f"{shares[key]:.1%}"
-            for key in ("strict", "loose")
-        ]
-        return f"{name:44}{shares['count']:7,}{two[0]:>9}{two[1]:>9}"
+def _table(
+    prompts: list[_Verdict],
+    kinds: dict[str, list[_Verdict]],
+    unchecked: dict[str, int],
+    rows: int,
+) -> str:
+    def line(name: str, found: list[_Verdict], ends=_wilson) -> str:
+        said = f"{name:45}{len(found):>6,}"
+        for way in ("strict", "loose"):
+            values = [getattr(each, way) for each in found]
+            share = f"{sum(values) / len(values):.1%}" if values else "-"
+            said += f"{share:>9}{ends(values, found):>16}"
+        return said
 
+    head = f"{'':45}{'count':>6}"
+    head += "".join(
+        f"{w:>9}{'95 % interval':>16}" for w in ("strict", "loose")
+    )
+    every = [one for each in kinds.values() for one in each]
+    left_out = rows - len(prompts)
     return "\n".join(
         [
-            f"{'':44}{'count':>7}{'strict':>9}{'loose':>9}",
-            line("prompts", found["prompt"]),
-            line("instructions", found["instruction"]),
-            *(line(*each) for each in found["kinds"].items()),
+            head,
+            line("prompts", prompts),
+            line("instructions", every, _drawn),
+            *(line(*each) for each in kinds.items()),
             *(
                 f"not checked: {count:,} x {kind}, which {UNCHECKED[kind]}"
-                for kind, count in found["unchecked"].items()
+                for kind, count in unchecked.items()
             ),
-            *(
-                [f"prompts left out for that: {found['left_out']:,}"]
-                if found["left_out"]
-                else []
-            ),
+            *([f"prompts left out for that: {left_out:,}"] * bool(left_out)),
         ]
     )
+
+
+def _wilson(values: list[bool], found: list[_Verdict]) -> str:
+    if not values:
+        return "-"
+    return _ends(interval(sum(values) / len(values), len(values)))
+
+
+def _drawn(values: list[bool], found: list[_Verdict]) -> str:
+    names = [each.prompt for each in found]
+    count = len(set(names))
+    if values and len(set(values)) == 1:
+        # nothing to draw from: as if each prompt had one instruction
+        return _ends(interval(float(values[0]), count))
+    return _ends(bootstrap(values, names)) if count > 1 else "-"
+
+
+def _ends(ends: tuple[float, float]) -> str:
+    low, high = (100 * end for end in ends)
+    return f"{low:.1f} to {high:.1f}"
 
 
 if __name__ == "__main__":

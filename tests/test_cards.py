@@ -638,7 +638,9 @@ def card_of(rows=(GOOD,), **change):
 def test_a_model_card_says_all_it_was_told():
     front, said = parts(card_of([GOOD, TALK], losses={"plain": (3.77, 3.81)}))
     assert front == {
-        "license": "apache-2.0",
+        "license": "other",
+        "license_name": "apache-2.0-and-cc0-1.0-and-mit",
+        "license_details": "base model: Apache-2.0; rows: CC0-1.0, MIT",
         "language": ["en"],
         "library_name": "peft",
         "base_model": "owner/small-model",
@@ -655,6 +657,7 @@ def test_a_model_card_says_all_it_was_told():
         *("0.0% (0.0% to 3.8%)", "79.0% (69.8% to 86.0%)"),
     ]
     assert ["plain", "3.770", "3.810"] in measured
+    assert "Both columns come from the same rows" in said["Before and after"]
     assert ["learning_rate", "0.0002"] in cells(said["How it was trained"])
     assert ["tokens", "11,951"] in cells(said["What it took"])
     assert ["memory_gb", "3.7"] in cells(said["What it took"])
@@ -692,6 +695,13 @@ def test_all_missing_facts_are_named_at_once_and_0_is_none_of_them():
     assert "tokens" not in str(refused.value)
 
 
+@pytest.mark.parametrize("pair", [(0, 79.0), (-0.1, 0.8), (math.nan, 0.8)])
+def test_what_is_no_share_is_named(pair):
+    named = r"shares\['films'\].*from 0 to 1"
+    with pytest.raises(ValueError, match=named):
+        card_of(shares={"all": (0, 1, 9), "films": (*pair, 96)})
+
+
 def test_what_nobody_could_run_is_no_way_to_load():
     with pytest.raises(ValueError, match="how_to_load is no Python"):
         card_of(how_to_load="model = load(")
@@ -700,8 +710,9 @@ def test_what_nobody_could_run_is_no_way_to_load():
 @pytest.mark.parametrize(
     "base, rows, name",
     [
-        ("Apache-2.0", ["MIT", "CC0-1.0"], "apache-2.0"),
-        ("MIT", ["Apache-2.0"], "mit"),
+        ("Apache-2.0", ["Apache-2.0", "CC0-1.0"], "apache-2.0"),
+        ("MIT", ["Apache-2.0"], "other"),  # its notices are not MIT's
+        ("MIT", ["MIT", "CC-BY-4.0"], "other"),
         ("CC0-1.0", ["CC0-1.0"], "cc0-1.0"),
         ("CC0-1.0", ["MIT"], "other"),  # the rows ask for more
         ("Apache-2.0", ["CC-BY-SA-4.0"], "other"),
@@ -774,19 +785,22 @@ def adapter(tmp_path):
         "README.md": "base_model: /home/me/models/a",
         "tokenizer.json": "{}",
         "chat_template.jinja": "{{ x }}",
+        "trainer_state.json": '"/home/me/runs/checkpoint-1"',
         "training_args.bin": "a pickle",
         "optimizer.pt": "a pickle",
     }
     for name, text in files.items():
         (folder / name).write_text(text)
+    (folder / "tokenizer.model").write_bytes(PIECES)
     (folder / "checkpoint-1").mkdir()
     return folder
 
 
 GIVEN = [
     *("README.md", "adapter_config.json", "adapter_model.safetensors"),
-    *("chat_template.jinja", "tokenizer.json"),
+    *("chat_template.jinja", "tokenizer.json", "tokenizer.model"),
 ]
+PIECES = b"\n\x0e\n\x05<unk>\x15\xff\r\n"  # SentencePiece: no text
 
 
 def test_an_adapter_is_given_on_without_pickles_and_paths(adapter, tmp_path):
@@ -798,8 +812,9 @@ def test_an_adapter_is_given_on_without_pickles_and_paths(adapter, tmp_path):
     assert (folder / "README.md").read_text() == "# A card"
     weights = (folder / "adapter_model.safetensors").read_text()
     assert weights == "weights"
+    assert (folder / "tokenizer.model").read_bytes() == PIECES
     for path in folder.iterdir():
-        assert "/home/me" not in path.read_text()
+        assert b"/home/me" not in path.read_bytes()
     cards.publish_adapter(folder, adapter, "# Again", "owner/base")
     assert (folder / "README.md").read_text() == "# Again"
     assert len(os.listdir(tmp_path)) == 2  # nothing from on the way
@@ -812,6 +827,19 @@ def test_an_adapter_is_refused_before_anything_is_written(adapter, tmp_path):
             cards.publish_adapter(folder, adapter, "c", base)
     with pytest.raises(ValueError, match="holds checkpoint-1, optimizer.pt"):
         cards.publish_adapter(adapter, adapter, "c", "owner/base")
+    full = tmp_path / "full"
+    for foreign in ("secrets.json", "NOTES.md", "vocab.json"):
+        full.mkdir()
+        (full / foreign).write_text("{}")
+        with pytest.raises(ValueError, match=f"holds {foreign}, which"):
+            cards.publish_adapter(full, adapter, "c", "owner/base")
+        assert os.listdir(full) == [foreign]
+        (full / foreign).unlink()
+        full.rmdir()
+    (adapter / "tokenizer.json").write_text(f'{{"a": "{KEYS["hub"]}"}}')
+    with pytest.raises(ValueError, match="field 'tokenizer.json'"):
+        cards.publish_adapter(folder, adapter, "c", "owner/base")
+    (adapter / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="field 'README.md'") as refused:
         cards.publish_adapter(folder, adapter, KEYS["hub"], "owner/base")
     assert KEYS["hub"] not in str(refused.value)

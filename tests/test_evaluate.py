@@ -181,6 +181,24 @@ def test_converse_lets_its_answers_be_heard(tokenizer, tiny):
     assert len(heard) == 4 and all(isinstance(a, Answer) for a in heard)
 
 
+def test_greedy_has_no_repetition_penalty(tokenizer, tiny):
+    first, second = tokenizer(" cat dog", add_special_tokens=False)[
+        "input_ids"
+    ]
+
+    def cat_before_dog(module, args, output):
+        output.logits[...] = 0
+        output.logits[..., first] = 1
+        output.logits[..., second] = 0.9  # 1 / 1.5 is less
+
+    hook = tiny.register_forward_hook(cat_before_dog)
+    for penalty in (1.0, 1.5):
+        tiny.generation_config.repetition_penalty = penalty
+        [said] = replies(tiny, tokenizer, PROMPTS[:1], 3)
+        assert said.text == "cat cat cat"
+    hook.remove()
+
+
 def test_answers_to_nobody(tokenizer, tiny):
     assert answers(tiny, tokenizer, []) == []
 
@@ -347,6 +365,10 @@ def test_in_format():
     [
         lambda: in_format([], ["yes"]),
         lambda: interval(0.5, 0),
+        lambda: interval(0.5, -3),
+        lambda: interval(1.5, 10),
+        lambda: interval(-0.1, 10),
+        lambda: interval(math.nan, 10),
     ],
 )
 def test_nothing_to_measure(measure):
@@ -369,8 +391,8 @@ def test_interval():
 @given(count=st.integers(1, 10_000), share=st.floats(0, 1))
 def test_interval_holds_its_share(count, share):
     low, high = interval(share, count)
-    assert -1e-12 <= low <= share + 1e-12
-    assert share - 1e-12 <= high <= 1 + 1e-12
+    assert 0 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1
     # and says of the failures what it says of the hits
     other = interval(1 - share, count)
     assert other == pytest.approx((1 - high, 1 - low))

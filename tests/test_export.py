@@ -129,6 +129,41 @@ def test_answers_are_the_same(tuned, served, tokenizer):
     assert found["largest_gap"] < 0.05
 
 
+def test_nothing_to_compare_is_no_proof(tokenizer):
+    with pytest.raises(ValueError, match="no conversations to compare"):
+        prompt_proof(tokenizer, [], "http://127.0.0.1:1/v1", "key")
+
+
+def test_dropout_is_off_while_it_answers(make_tiny, tokenizer, monkeypatch):
+    model = make_tiny(attention_dropout=0.9).train()
+    seen = []
+    generate = model.generate
+
+    def noted(*args, **how):
+        seen.append(model.training)
+        return generate(*args, **how)
+
+    likely = [{"id": 0, "logprob": -1.0}]
+    said = {"logprobs": {"content": [{"top_logprobs": likely}]}}
+    reply = {"choices": [said | {"message": {"content": ""}}]}
+    monkeypatch.setattr(model, "generate", noted)
+    monkeypatch.setattr(export, "_chat", lambda *_: reply)
+    served_agreement(model, tokenizer, prompts(1), "", "")
+    assert seen == [False] and model.training
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch):
+    import socket
+
+    assert export.TIMEOUT == 120
+    monkeypatch.setattr(export, "TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        silent.settimeout(5)
+        with pytest.raises(OSError, match="timed out"):
+            export._post(url, "key", "tokenize", {})
+
+
 def test_another_model_does_not_agree(save, served, tokenizer):
     other = save(num_hidden_layers=1)[0]
     found = served_agreement(other, tokenizer, prompts(4), *served)
@@ -434,6 +469,12 @@ def test_a_modelfile_stops_and_sets_what_it_is_told(tokenizer):
         ("PARAMETER", "temperature 0"),
     ]
     assert "SYSTEM" not in dict(said)
+    several = {"stop": ["User:", "Human:"], "num_ctx": 2048}
+    assert read(modelfile(tokenizer, "./m.gguf", "", several))[-3:] == [
+        ("PARAMETER", "stop User:"),
+        ("PARAMETER", "stop Human:"),
+        ("PARAMETER", "num_ctx 2048"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -373,6 +373,38 @@ def test_broken_setups_are_refused(made, fault):
     assert line in red
 
 
+# --- stops that do not end a row --------------------------------------------
+
+
+def two_stops(tmp_path):
+    """Qwen2.5 as published: it pads with one of the two where it stops."""
+    tokenizer = tokenizer_of("qwen2_5")
+    made = {
+        "model": model_of("qwen2_5", tokenizer),
+        "tokenizer": tokenizer,
+        "rows": short_rows(),
+        "config": SOUND | {"output_dir": str(tmp_path)},
+        "lora": None,
+        "collator": None,
+    }
+    stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    made["model"].generation_config.eos_token_id = stops
+    return made
+
+
+def test_a_stop_that_ends_no_row_may_pad(tmp_path):
+    checks = preflight(built(two_stops(tmp_path)), rows=6)
+    assert all(check.ok for check in checks)
+
+
+def test_a_stop_that_ends_rows_may_not_pad(tmp_path):
+    made = two_stops(tmp_path) | {"end": "<|endoftext|>"}
+    plain_text(made)
+    trainer = built(made)
+    with pytest.raises(NotReady, match="pad is not the end token"):
+        preflight(trainer, rows=6)
+
+
 # --- many -----------------------------------------------------------------
 
 

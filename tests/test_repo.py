@@ -33,7 +33,7 @@ LOCK = ROOT / ".ci" / "requirements.lock"
 ORDER = """
     instance machine similarity sources sandbox templates models journal
     teacher self_instruct instruct_wild faults conversations formatting masking
-    checkpoints preflight memory verifiable scores evaluate export cards show
+    checkpoints preflight memory scores evaluate verifiable export cards show
     checks report course __main__
 """.split()
 HEAVY = {

@@ -907,7 +907,6 @@ def fitting():
         {"<b>": tiny(16), "wide": tiny(64)},
         {"tiny": 0.001, "8 GB": 8},
         LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
-        device="cuda",
         process=0,
         loss="logits",
     )
@@ -923,6 +922,7 @@ def test_will_it_fit_answers_each_change(fitting):
     box, shown = fitting
     model, method, card, length, batch, kept, _ = box.children
     assert shown().startswith("<b>, qlora: fullest in")
+    assert "mapped file" not in shown()  # as on a card, unless told otherwise
     assert "fits: tiny no (" in shown()
     seen = {shown()}
     for control, value in [
