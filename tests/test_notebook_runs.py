@@ -36,7 +36,7 @@ SMALL = {
     "05a": {"ROWS": 8},
     "05b": {"ROWS": 16, "HELD_OUT": 2, "PLAIN_TEXTS": 2, "SPEED": ["full"]},
     "06": {"TOKENS": 1500, "HELD_OUT": 4},
-    "07": {"TRAIN_ROWS": 64, "HELD_OUT_ROWS": 16, "PLAIN_TEXTS": 4},
+    "07": {"TOKENS": 1500, "HELD_OUT": 4},
 }
 ARCHIVES = {
     "02a": ["vader", "promptsource", "evals"],
@@ -218,9 +218,9 @@ def need_archives(number):
 def test_07_draws_its_rows_from_our_own_data_too(root, capsys):
     path = find(root, "07")
     notebook = read(path)
-    [last] = [i for i, c in enumerate(notebook.cells) if c.id == "07-split"]
-    del notebook.cells[last + 1 :]
-    shrink(notebook, SMALL["07"] | {"DATA": "ours"})
+    ids = [cell.id for cell in notebook.cells]
+    del notebook.cells[ids.index("07-integrated-rows") + 1 :]
+    shrink(notebook, SMALL["07"] | {"RATED": "ours"})
     nbformat.write(notebook, path)
     ran = run(root, "07", capsys)
     assert all(cell["execution_count"] for cell in code_cells(ran))
