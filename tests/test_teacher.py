@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -62,8 +63,8 @@ def error(status, code=None, message="no", param=None):
     }
 
 
-@pytest.fixture
-def server():
+@contextmanager
+def serving():
     """An endpoint: `.answer(request, count)` gives (status, body, headers)."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -116,6 +117,12 @@ def server():
     yield made
     made.shutdown()
     made.server_close()
+
+
+@pytest.fixture
+def server():
+    with serving() as made:
+        yield made
 
 
 @pytest.fixture
@@ -198,6 +205,29 @@ def test_starts_are_spread_over_a_minute(make, server):
     make(per_minute=600, at_once=8).ask(asks(5))
     starts = [start for start, _ in server.got]
     assert 0.3 < starts[-1] - starts[0] < 2
+
+
+def test_several_endpoints_share_the_work(make, server):
+    """As many replies, from one journal; one that fails is left alone."""
+
+    def slow(request, count):
+        time.sleep(0.02)
+        return body(request["messages"][0]["content"])
+
+    with serving() as other:
+        server.answer = other.answer = slow
+        urls = [server.url, other.url]
+        replies = make(base_url=urls, at_once=4).ask(asks(20))
+        assert [r.text for r in replies] == [f"number {i}" for i in range(20)]
+        assert len(server.got) + len(other.got) == 20
+        assert server.most == other.most == 2  # never one busier by two
+        other.answer = lambda request, count: None  # it died
+        before = len(other.got)
+        more = make(base_url=urls, at_once=4).ask(asks(40))
+        assert more[:20] == replies  # the journal's
+        assert [r.state for r in more] == ["ok"] * 40
+        assert 1 <= len(other.got) - before <= 4
+        assert len(server.got) + before == 40
 
 
 def test_raw_text_is_gone_on_with(make, server, tmp_path):
