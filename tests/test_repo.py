@@ -31,10 +31,10 @@ LOCK = ROOT / ".ci" / "requirements.lock"
 
 # The way of the data: a module imports only from those before it
 ORDER = """
-    instance machine similarity sources sandbox templates models journal
-    teacher self_instruct instruct_wild faults conversations formatting masking
-    checkpoints preflight memory scores evaluate verifiable export cards show
-    checks report course __main__
+    instance machine curation similarity sources sandbox templates models
+    journal teacher self_instruct instruct_wild faults conversations
+    formatting masking checkpoints preflight memory scores evaluate
+    verifiable export cards show checks report course __main__
 """.split()
 HEAVY = {
     *("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets"),
