@@ -252,7 +252,8 @@ def accepted(count: Callable) -> None:
         if above == 0.7 and found == wanted + 1:
             return _say("an accepted candidate joins the pool at once")
         if found != wanted:
-            return _say(f"{found} instead of {wanted} above {above}")
+            why = ": `above` changes nothing" if found == 2 else ""
+            return _say(f"{found} instead of {wanted} above {above}{why}")
     _say("")
 
 

@@ -475,6 +475,12 @@ CASES = [
         "joins the pool",
     ),
     (checks.accepted, lambda texts, seeds, above: 2, "instead of"),
+    (checks.accepted, lambda texts, seeds, above: 4, "4 instead of 2 .*0.7$"),
+    (
+        checks.accepted,  # the stub
+        lambda texts, seeds, above: right_accepted(texts, seeds, 0.7),
+        "2 instead of 3 above 0.85: `above` changes nothing",
+    ),
     (checks.kept, right_kept, "correct"),
     (checks.kept, lambda pairs: None, "return a list"),
     (checks.kept, lambda pairs: pairs, "an empty output"),
