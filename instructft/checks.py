@@ -18,7 +18,7 @@ def _say(problem: str) -> None:
 
 
 def own_instance(make: Callable, tokenizer) -> None:
-    """Check 00's first exercise: a short instance with an input."""
+    """Check 00's first and third exercise: short, with an input."""
     made = make()
     if made is None:
         return _say("return an instance")
@@ -175,7 +175,7 @@ def options(listed: Callable, rows: list[dict]) -> None:
 
 
 def cost(compute: Callable) -> None:
-    """Check 02b's first exercise: dollars from tokens and a price."""
+    """Check 02b's first exercise: dollars, or None where nobody knows."""
     usage = {"prompt_tokens": 2000, "completion_tokens": 500}
     for one, price in ((None, (1.0, 2.0)), (usage, None)):
         if compute(one, price) is not None:
@@ -252,7 +252,8 @@ def accepted(count: Callable) -> None:
         if above == 0.7 and found == wanted + 1:
             return _say("an accepted candidate joins the pool at once")
         if found != wanted:
-            return _say(f"{found} instead of {wanted} above {above}")
+            why = ": `above` changes nothing" if found == 2 else ""
+            return _say(f"{found} instead of {wanted} above {above}{why}")
     _say("")
 
 

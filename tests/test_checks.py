@@ -47,6 +47,11 @@ SHORT = {"instruction": "Which month?", "input": "Xmas", "output": "12"}
             SHORT | {"output": "It is the twelfth."},
             "not yet: 6 tokens count, at most 3 may",
         ),
+        (
+            SHORT | {"output": "The review is clearly negative."},
+            "not yet: 7 tokens count, at most 3 may",
+        ),
+        (SHORT | {"output": "negative"}, "correct"),
     ],
 )
 def test_own_instance(said, tokenizer, made, line):
@@ -426,7 +431,7 @@ def right_again(status, code, state):
         return False
     if status == 200:
         return state == "malformed"
-    return status in (0, 408, 409, 429) or status >= 500
+    return status in (0, 429) or status >= 500
 
 
 def right_accepted(texts, seeds, above):
@@ -441,6 +446,11 @@ def right_kept(pairs):
 CASES = [
     (checks.cost, right_cost, "correct"),
     (checks.cost, lambda usage, price: 0.0, "None, not a number"),
+    (
+        checks.cost,
+        lambda usage, price: right_cost(usage, price) or 0.0,
+        "None, not a number",
+    ),
     (
         checks.cost,
         lambda usage, price: right_cost(usage, price) and 1750.0,
@@ -475,6 +485,12 @@ CASES = [
         "joins the pool",
     ),
     (checks.accepted, lambda texts, seeds, above: 2, "instead of"),
+    (checks.accepted, lambda texts, seeds, above: 4, "4 instead of 2 .*0.7$"),
+    (
+        checks.accepted,  # the stub
+        lambda texts, seeds, above: right_accepted(texts, seeds, 0.7),
+        "2 instead of 3 above 0.85: `above` changes nothing",
+    ),
     (checks.kept, right_kept, "correct"),
     (checks.kept, lambda pairs: None, "return a list"),
     (checks.kept, lambda pairs: pairs, "an empty output"),
