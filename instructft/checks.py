@@ -399,20 +399,17 @@ def last_only(mask: Callable) -> None:
     _say("" if at_end == kept else "the labels that were given are changed")
 
 
-def step_loss(compute: Callable) -> None:
-    """Check 05a's second exercise: a mean over tokens, not over means."""
-    found = compute([[1.0, 1.0, 1.0], [5.0]])
-    if found is None:
-        return _say("return a number")
-    hints = {
-        3.0: "that is the mean of the batches' means: the one token of the "
-        "second batch counts for three",
-        8.0: "that is the sum: divide by the number of tokens",
-        4.0: "divide by the tokens, not by the batches",
-    }
-    if abs(found - 2.0) < 1e-9:
-        return _say("")
-    _say(hints.get(round(found, 6), f"{found} instead of 2.0"))
+def red_lines(name: Callable) -> None:
+    """Check 05a's second exercise: what a loss on everything turns red."""
+    found = name()
+    if found is None or isinstance(found, str):
+        return _say("return the names of the red lines, as a set")
+    right = {"the mask hides the prompt", "every answer teaches to stop"}
+    if extra := sorted({str(line) for line in found} - right):
+        return _say(f"{extra[0]!r} is no red line of this run")
+    if missing := sorted(right - set(found)):
+        return _say(f"{missing[0]!r} is red, too")
+    _say("")
 
 
 def causes(name: Callable) -> None:

@@ -561,25 +561,22 @@ def test_last_only(said):
         assert said(checks.last_only, mask).startswith(line)
 
 
-def test_step_loss(said):
-    def mean(batch):
-        return sum(batch) / len(batch)
-
-    for compute, line in (
-        (lambda batches: mean(sum(batches, [])), "correct"),
-        (lambda batches: None, "not yet: return a number"),
-        (
-            lambda batches: mean([mean(b) for b in batches]),
-            "not yet: that is ",
-        ),
-        (lambda batches: sum(sum(batches, [])), "not yet: that is the sum"),
-        (
-            lambda batches: sum(sum(batches, [])) / len(batches),
-            "not yet: divide by the tokens",
-        ),
-        (lambda batches: 7.0, "not yet: 7.0 instead of 2.0"),
+def test_red_lines(said):
+    mask, stop = "the mask hides the prompt", "every answer teaches to stop"
+    for found, line in (
+        ({mask, stop}, "correct"),
+        ([stop, mask], "correct"),
+        (None, "not yet: return the names"),
+        (mask, "not yet: return the names"),
+        (set(), f"not yet: '{stop}' is red, too"),
+        ({mask}, f"not yet: '{stop}' is red, too"),
+        ([stop], f"not yet: '{mask}' is red, too"),
+        ({mask, stop, "no row is cut"}, "not yet: 'no row is cut' is no red"),
+        ([mask, 3], "not yet: '3' is no red line"),
     ):
-        assert said(checks.step_loss, compute).startswith(line)
+        assert said(checks.red_lines, lambda found=found: found).startswith(
+            line
+        )
 
 
 def test_causes(said):

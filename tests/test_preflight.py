@@ -237,6 +237,8 @@ def test_loss_on_everything(build, packing):
     hidden = red["the mask hides the prompt"]
     assert "264 of 264 tokens are in the loss (100.0%)" in hidden.seen
     assert "assistant_only_loss=True" in hidden.remedy
+    # these two, says checks.red_lines, 05a's second exercise
+    assert set(red) == {hidden.name, "every answer teaches to stop"}
 
 
 @pytest.mark.parametrize("packing", [False, True])
