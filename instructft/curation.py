@@ -7,6 +7,7 @@ without one: so a cluster keeps the very rows that one process keeps.
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import tempfile
@@ -191,6 +192,9 @@ def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
         ) from None
     if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
         ray.init(include_dashboard=False, _node_ip_address="127.0.0.1")
+    # `curate` shows how far it is
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     cores = int(ray.cluster_resources()["CPU"])
     items = [
         {"number": number, "part": pickle.dumps(tuple(part))}
