@@ -646,14 +646,27 @@ def merge(by_hand: Callable, model, merged) -> None:
     _say("the matrix differs from PEFT's: weight plus the scaled product")
 
 
-def score(rule: Callable) -> None:
-    """Check 07's bug hunt: each prediction meets its own target."""
-    found = rule(["yes", "yes", "no"], ["yes", "no", "no"])
+def weights(rule: Callable) -> None:
+    """Check 07's bug hunt: what 4 bit weights take, in bytes."""
+    linear, rest = 6_525_288_448, 1_089_994_752
+    found = rule(linear, rest)
     if found is None:
-        return _say("return a number")
-    if found == 1:
-        return _say(
-            "a label counts as right if *any* row has it: compare each "
-            "prediction with its own target"
-        )
-    _say("" if abs(found - 2 / 3) < 1e-9 else f"{found} instead of 2/3")
+        return _say("return a number of bytes")
+    scales = 8 / 64 + 32 / (64 * 256)
+    wanted = linear * (4 + scales) / 8 + rest * 2
+    if abs(found / wanted - 1) < 1e-6:
+        return _say("")
+    causes = {
+        (linear + rest) / 2: "both counts are taken for 4 bit: the words' "
+        "matrices (`rest`) stay in 16",
+        (linear + rest) * (4 + scales) / 8: "the words' matrices (`rest`) "
+        "stay in 16 bit",
+        linear / 2 + rest * 2: "64 numbers share a scale of 8 bits, and 256 "
+        "scales one of 32",
+        linear * 4.5 / 8 + rest * 2: "double quantisation: a scale takes 8 "
+        "bits, not 32, and 256 scales share one of 32",
+    }
+    for bytes_of, cause in causes.items():
+        if abs(found / bytes_of - 1) < 1e-6:
+            return _say(cause)
+    _say(f"{found / 1e9:.2f} GB instead of {wanted / 1e9:.2f}")

@@ -200,22 +200,18 @@ def test_merge(said, tuned, dtype):
         assert said(checks.merge, by_hand, model, merged).startswith(line)
 
 
-def test_score(said):
-    def right(predictions, targets):
-        pairs = zip(predictions, targets, strict=True)
-        return sum(a == b for a, b in pairs) / len(targets)
-
-    def found_anywhere(predictions, targets):  # the notebook's own bug
-        return sum(p in targets for p in predictions) / len(predictions)
-
+def test_weights(said):
+    scales = 8 / 64 + 32 / (64 * 256)
     for rule, line in (
-        (right, "correct"),
-        (lambda p, t: None, "not yet: return a number"),
-        (found_anywhere, "not yet: a label counts as right if *any* row"),
-        (lambda p, t: 2, "not yet: 2 instead of 2/3"),
-        (lambda p, t: 0.0, "not yet: 0.0 instead of 2/3"),
+        (lambda n, rest: n * (4 + scales) / 8 + rest * 2, "correct"),
+        (lambda n, rest: None, "not yet: return a number"),
+        (lambda n, rest: (n + rest) * 4 / 8, "not yet: both counts"),
+        (lambda n, rest: (n + rest) * (4 + scales) / 8, "not yet: the words'"),
+        (lambda n, rest: n * 4 / 8 + rest * 2, "not yet: 64 numbers share"),
+        (lambda n, rest: n * 4.5 / 8 + rest * 2, "not yet: double quant"),
+        (lambda n, rest: 2e9, "not yet: 2.00 GB instead of 5.5"),
     ):
-        assert said(checks.score, rule).startswith(line)
+        assert said(checks.weights, rule).startswith(line)
 
 
 # --- all ------------------------------------------------------------------
