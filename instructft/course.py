@@ -163,8 +163,9 @@ def study(number: str) -> int:
 def script(number: str) -> int:
     """Write the recipe of a notebook as a script, for `torchrun` to run.
 
-    It goes to data/work/NN/script.py; what is in it says `script_text`.
-    Returns an exit code: 0, or 2 if the notebook has no such recipe.
+    It goes to data/work/NN/script.py, unless an edited one lies there; what
+    is in it says `script_text`. Returns an exit code: 0, or 2 if the
+    notebook has no such recipe, or the edited one would be lost.
     """
     try:
         [path] = _find(number)
@@ -173,13 +174,17 @@ def script(number: str) -> int:
         print(error)
         return 2
     target = ROOT / "data" / "work" / number / "script.py"
+    name = target.relative_to(ROOT).as_posix()
+    if target.exists() and target.read_text("utf-8") != text:
+        print(f"{name} is there and differs: rename it, then run this again.")
+        return 2
     target.parent.mkdir(parents=True, exist_ok=True)
     _write(target, text)
     print(
-        f"{target.relative_to(ROOT)}: {len(text.splitlines())} lines. Where "
-        "it says RUN = , edit what a run depends on, and start it with\n"
-        "  cd notebooks\n  python -m torch.distributed.run --nproc_per_node 2 "
-        f"../{target.relative_to(ROOT).as_posix()}"
+        f"{name}: {len(text.splitlines())} lines. Edit its parameters (from "
+        "RUN = on), and start it with\n  cd notebooks\n  "
+        f"{sys.executable} -m torch.distributed.run --nproc_per_node 2 "
+        f"../{name}"
     )
     return 0
 

@@ -7,20 +7,19 @@ without one: so a cluster keeps the very rows that one process keeps.
 
 import hashlib
 import json
-import logging
 import os
 import pickle
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from instructft.instance import LONGEST_LINE, parse_line, whole_file
+
 if TYPE_CHECKING:
     import numpy as np
 
+KEPT = "kept"
 TWIN = "a twin of a row before it"
 TORN = "not a JSON object"
 
@@ -52,29 +51,37 @@ def curate(
     out: str | Path,
     ray: bool = False,
     part: int = 16 << 20,
+    progress: bool = False,
 ) -> dict[str, int]:
     """Write the rows of JSONL files that break no rule; count the others.
 
     Each process that judges calls `make` once: there a tokenizer may be
-    loaded. What is kept goes to `out`, each line as it stood, in the order
-    of the files; of what is not, file, byte and rule go to a file beside
-    it, `<out's name>-left-out.jsonl`. `ray` has the rows judged by a Ray
-    cluster, `part` bytes at a time: the one that `ray.init` joined, else
-    one of this machine's cores. All its nodes must see the files.
+    loaded. What is kept goes to `out`, line by line in the order of the
+    files, byte for byte but for line ends; of what is not, file, byte and
+    rule go to a file beside it, named `...-left-out.jsonl`.
 
-    Here it takes about 30 bytes of memory a row. Returns {"kept": n, rule:
-    n, ...}. Raises FileNotFoundError before anything is judged; ValueError
-    with file and byte of a row on which `make`'s judge fails, and
-    ModuleNotFoundError where ray is not installed, before anything is
-    written.
+    `ray` has the rows judged by a Ray cluster, `part` bytes at a time: the
+    one that RAY_ADDRESS or `ray.init` names, else one of this machine's
+    cores (Ray listens on its address in your network). Its nodes must see
+    the files, and have this package and the module of `make`; a notebook's
+    own functions travel by themselves.
+
+    Returns {"kept": n, rule: n, ...}. It takes about 130 bytes of memory a
+    row, at most. Raises FileNotFoundError before anything is judged;
+    before anything is written ValueError with file and byte of a row on
+    which the judge fails, or if a file was changed meanwhile, and
+    ModuleNotFoundError where ray is not installed.
     """
     import numpy as np
     from tqdm.auto import tqdm
 
     parts = [each for file in files for each in _parts(Path(file), part)]
+    before = [_state(each) for each in parts]
     judged: list = [None] * len(parts)
     found = (_on_ray if ray else _here)(parts, make)
-    for number, verdicts in tqdm(found, total=len(parts), unit="part"):
+    for number, verdicts in tqdm(
+        found, total=len(parts), unit="part", disable=not progress
+    ):
         judged[number] = verdicts
     rules = sorted({"", TWIN}.union(*(each.names for each in judged)))
     codes = [
@@ -86,18 +93,17 @@ def curate(
     code = np.concatenate([np.empty(0, np.int32), *codes])
     none = np.empty((0, 2), np.uint64)
     key = np.concatenate([none, *(each.keys for each in judged)])
+    del judged, codes
     may = np.flatnonzero((code == rules.index("")) & key.any(1))
     _, first = np.unique(key[may], axis=0, return_index=True)
     code[np.delete(may, first)] = rules.index(TWIN)
-    counts = Counter(rules[i] for i in code)
+    if before != [_state(each) for each in parts]:
+        raise ValueError("a file was changed while it was judged: run again")
     verdict = iter(code)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f"{out.stem}-left-out.jsonl")
-    with ExitStack() as stack:
-        kept, left_out = (
-            stack.enter_context(_whole(path)) for path in (out, beside)
-        )
+    with whole_file(out) as kept, whole_file(beside) as left_out:
         for each in parts:
             for place, line in _lines(each):
                 rule = rules[next(verdict)]
@@ -106,8 +112,16 @@ def curate(
                     continue
                 said = {"file": each.file, "byte": place, "rule": rule}
                 left_out.write(json.dumps(said).encode() + b"\n")
-    kept_rows = counts.pop("", 0)
-    return {"kept": kept_rows, **dict(counts.most_common())}
+    counts = np.bincount(code, minlength=len(rules)).tolist()
+    others = sorted(zip(counts, rules, strict=True), reverse=True)
+    kept_rows = counts[rules.index("")]
+    return {KEPT: kept_rows} | {rule: n for n, rule in others if n and rule}
+
+
+def _state(part: _Part) -> tuple[int, int]:
+    """Return what changes with a file."""
+    found = os.stat(part.file)
+    return found.st_size, found.st_mtime_ns
 
 
 def _parts(path: Path, size: int) -> list[_Part]:
@@ -120,17 +134,27 @@ def _parts(path: Path, size: int) -> list[_Part]:
 
 
 def _lines(part: _Part) -> Iterator[tuple[int, bytes]]:
-    """Yield (byte, line) of each line that starts in a part, blanks not."""
+    """Yield (byte, line) of each line that starts in a part, blanks not.
+
+    Of a line of 16 MB or more only so much: it is no row.
+    """
     with open(part.file, "rb") as file:
+
+        def pass_by(line: bytes) -> None:
+            """Read on to the end of a line, or of the part."""
+            while line[-1:] not in (b"", b"\n") and file.tell() < part.end:
+                line = file.readline(LONGEST_LINE)
+
         if part.start:  # the line that is under way is another part's
             file.seek(part.start - 1)
-            file.readline()
+            pass_by(file.readline(LONGEST_LINE))
         place = file.tell()
-        while place < part.end and (line := file.readline()):
+        while place < part.end and (line := file.readline(LONGEST_LINE)):
             text = line if place else line.removeprefix(b"\xef\xbb\xbf")
             if text.strip():
                 yield place, text
-            place += len(line)
+            pass_by(line)
+            place = file.tell()
 
 
 def _judged(part: _Part, judge: Judge) -> _Verdicts:
@@ -140,24 +164,22 @@ def _judged(part: _Part, judge: Judge) -> _Verdicts:
     names: dict[str, int] = {}
     codes, keys = [], bytearray()
     for place, line in _lines(part):
-        rule, key = TORN, None
+        row, problems = parse_line(line)
+        rule, digest = TORN, bytes(16)
         try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            try:
+            if not problems:
                 rule, key = judge(row)
-            except Exception as error:
-                raise ValueError(
-                    f"{part.file}, byte {place}: the judge fails on this row "
-                    f"({error!r}); let it return a rule for such rows"
-                ) from error
+                if not isinstance(rule, str) or rule == KEPT:
+                    raise TypeError(f"{rule!r} is no name of a rule")
+                if key is not None:
+                    said = key.encode("utf-8", "surrogatepass")
+                    digest = hashlib.blake2b(said, digest_size=16).digest()
+        except Exception as error:
+            raise ValueError(
+                f"{part.file}, byte {place}: the judge fails on this row "
+                f"({error!r}); let it return a rule for such rows"
+            ) from error
         codes.append(names.setdefault(rule, len(names)))
-        digest = bytes(16)
-        if key is not None:
-            said = key.encode("utf-8", "surrogatepass")
-            digest = hashlib.blake2b(said, digest_size=16).digest()
         keys += digest
     table = np.frombuffer(bytes(keys), np.uint64).reshape(-1, 2)
     return _Verdicts(list(names), np.array(codes, np.int32), table)
@@ -176,8 +198,11 @@ class _Judging:
 
     def __call__(self, batch: dict) -> dict:
         [number], [part] = batch["number"], batch["part"]
-        verdicts = _judged(_Part(*pickle.loads(part)), self._judge)
-        return {"number": [number], "verdicts": [pickle.dumps(verdicts)]}
+        try:
+            found = _judged(_Part(*pickle.loads(part)), self._judge)
+        except ValueError as error:  # raised again where `curate` was called
+            found = error
+        return {"number": [number], "found": [pickle.dumps(found)]}
 
 
 def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
@@ -190,11 +215,14 @@ def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
             "ray is not installed: run `python -m pip install -e '.[ray]'`, "
             "or leave out ray=True"
         ) from None
-    if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
-        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1")
-    # `curate` shows how far it is
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    if not parts:
+        return
+    ours = not ray.is_initialized()
+    if ours:  # a cluster that RAY_ADDRESS names brings its own settings
+        named = "RAY_ADDRESS" in os.environ
+        ray.init(**{} if named else {"include_dashboard": False})
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
     cores = int(ray.cluster_resources()["CPU"])
     items = [
         {"number": number, "part": pickle.dumps(tuple(part))}
@@ -209,21 +237,13 @@ def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
             min_size=1, max_size=max(1, cores), max_tasks_in_flight_per_actor=2
         ),
     )
-    for row in found.iter_rows():
-        yield int(row["number"]), pickle.loads(row["verdicts"])
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator:
-    """Write a file aside; it takes its place when all of it is there."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        for row in found.iter_rows():
+            verdicts = pickle.loads(row["found"])
+            if isinstance(verdicts, ValueError):
+                raise verdicts
+            yield int(row["number"]), verdicts
+    finally:
+        context.enable_progress_bars = bars
+        if ours:
+            ray.shutdown()

@@ -21,6 +21,10 @@ STOPS = "every answer teaches to stop"
 STARTS = "answers start as in generation"
 ENDS = "no turn ends inside a text"
 OPENS = "texts open once"
+_TALK = [
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "content": "!"},
+]
 
 
 class Check(NamedTuple):
@@ -98,13 +102,17 @@ class RowGate:
         """Name the first check that a conversation fails; "" if none.
 
         The loss is on the assistant's turns, by the template's markers.
+        Raises ValueError if the template has none.
         """
         try:
             seen = assistant_labels(self._tokenizer, messages)
-        except ValueError:  # no assistant
+        except ValueError:  # no assistant, or no markers: then this raises
+            assistant_labels(self._tokenizer, _TALK)
             return TEACHES
         ids, marked = seen["input_ids"], seen["labels"]
-        faults = self.faults(ids[: self._most], marked[: self._most])
+        if self._most and len(ids) > self._most:
+            return WHOLE
+        faults = self.faults(ids, marked)
         return faults[0] if faults else ""
 
     def faults(self, ids: list[int], marked: list[int]) -> list[str]:
@@ -226,15 +234,14 @@ class _Template:
         if not tokenizer.chat_template:
             self._doubled = self.opens_twice(tokenizer("x")["input_ids"])
             return
-        asked = [{"role": "user", "content": "?"}]
+        asked = _TALK[:1]
         alone = token_ids(tokenizer, asked)
         opened = token_ids(tokenizer, asked, answer_next=True)
         self.header = opened[_same(alone, opened) :]
         self._doubled = self.opens_twice(opened)
-        talk = [*asked, {"role": "assistant", "content": "!"}]
-        whole = token_ids(tokenizer, talk)
+        whole = token_ids(tokenizer, _TALK)
         self._ends = sum(i in stops for i in whole[_same(whole, opened) :])
-        for seen in (whole, opened, token_ids(tokenizer, talk + talk)):
+        for seen in (whole, opened, token_ids(tokenizer, _TALK + _TALK)):
             self._after |= {b for a, b in pairwise(seen) if a in stops}
 
     def starts_after_header(self, ids: list[int], marked: list[int]) -> bool:

@@ -7,6 +7,7 @@ given; it reaches no file, no message and no output.
 
 import asyncio
 import inspect
+import math
 import os
 import random
 import secrets
@@ -104,8 +105,9 @@ class Teacher:
     """An endpoint, asked for many replies at once, through a journal.
 
     `base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY.
-    With a list of base_urls, of servers of one model, the least busy is
-    asked; one that fails is left alone for `REST` seconds.
+    With a list of base_urls, of servers of one model that take one key, the
+    least busy is asked. One that fails is left alone for `REST` seconds,
+    one that refuses the key or does not know the model for good.
     `price` is in dollars for a million tokens, (prompt, completion); None
     if unknown, and then no budget can be kept. At most `at_once` requests
     are under way, and at most `per_minute` are sent in a minute.
@@ -547,18 +549,29 @@ class _Run:
             return _Came("failed", self.why, stops=True, cost=Decimal(0))
         now = time.monotonic()
         client = min(
-            self._busy, key=lambda c: (self._rests[c] > now, self._busy[c])
+            self._busy, key=lambda c: (max(self._rests[c], now), self._busy[c])
         )
         self._busy[client] += 1
         try:
             came = await self._once(client, request)
         finally:
             self._busy[client] -= 1
-        if came.again and not came.now:
-            self._rests[client] = time.monotonic() + REST
+        came = self._rested(client, came)
         if came.stops:  # before the place is another's
             self.stop(came.reason)
         return came
+
+    def _rested(self, client, came: "_Came") -> "_Came":
+        """Leave an endpoint alone that failed, if there are others."""
+        if len(self._rests) == 1 or came.now or not (came.again or came.stops):
+            return came
+        now = time.monotonic()
+        pause = math.inf if came.stops else max(REST, came.wait)
+        self._rests[client] = now + pause
+        soonest = min(self._rests.values())
+        if came.stops and soonest < math.inf:  # the others may yet do
+            came = came._replace(stops=False, again=True)
+        return came._replace(wait=0.0) if soonest <= now else came
 
     async def _intend(self, book: Journal, request, most) -> int | None:
         """Reserve what a request may cost; None if the run has stopped.

@@ -417,22 +417,17 @@ def test_will_it_fit_of_07_by_keyboard_and_mouse(lab, page, tmp_path):
     changed = "([e, old]) => e.innerHTML !== old && e.innerHTML.length > 200"
 
     def after(act):
-        """What is shown once something was done."""
+        """Do something, and wait until another picture is shown."""
         old = seen.inner_html()
         act()
         page.wait_for_function(
             changed, arg=[seen.element_handle(), old], timeout=60_000
         )
-        return seen.inner_html()
 
     seen.scroll_into_view_if_needed()
-    first = seen.inner_html()
-    full = after(lambda: area.get_by_role("button", name="full").click())
-    assert full != first
-    handle = area.locator(".noUi-handle").first
-    handle.focus()
-    longer = after(lambda: page.keyboard.press("ArrowRight"))
-    assert longer != full
+    after(lambda: area.get_by_role("button", name="full").click())
+    area.locator(".noUi-handle").first.focus()
+    after(lambda: page.keyboard.press("ArrowRight"))
     area.get_by_role("button", name="qlora").focus()
     after(lambda: page.keyboard.press("Enter"))
     after(lambda: area.locator("input[type=checkbox]").click())

@@ -313,7 +313,14 @@ def test_a_script_holds_the_named_cells(root, capsys):
     written = (root / "data/work/07/script.py").read_text("utf-8")
     assert written == course.script_text(path)
     compile(written, "script.py", "exec")
-    assert "torch.distributed.run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{sys.executable} -m torch.distributed.run" in said
+    # what was edited is not lost
+    assert course.script("07") == 0
+    edit(root / "data/work/07/script.py", "SEED = 0", "SEED = 5")
+    assert course.script("07") == 2
+    assert "is there and differs" in capsys.readouterr().out
+    assert "SEED = 5" in (root / "data/work/07/script.py").read_text()
     edit(path, "`07-cell-1`", "`07-cell-0`")
     assert course.script("07") == 2
     assert "has no code cell 07-cell-0" in capsys.readouterr().out

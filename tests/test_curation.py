@@ -1,17 +1,25 @@
 """Curation: one process and a cluster keep the same rows, byte for byte."""
 
 import json
+import os
 import random
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from instructft import curation
 from instructft.curation import TORN, TWIN, curate
 from instructft.formatting import messages
 from instructft.instance import read_rows, write_rows
 from instructft.models import embedded
 from instructft.preflight import RowGate
 from instructft.self_instruct import rule_against
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def make():
@@ -97,14 +105,55 @@ def test_without_a_key_no_row_is_a_twin(tmp_path):
     assert counts == {"kept": 3}
 
 
-def test_a_judge_that_fails_is_told_where_and_nothing_is_written(tmp_path):
+def test_what_the_courses_reader_refuses_is_torn(tmp_path, monkeypatch):
+    monkeypatch.setattr(curation, "LONGEST_LINE", 100)
+    good = b'{"instruction": "Name three kinds of fruit."}'
+    long = b'{"a": "' + b"x" * 350 + b'"}'
+    path, out = tmp_path / "a.jsonl", tmp_path / "kept.jsonl"
+    path.write_bytes(b"\n".join([b'{"a": NaN}', good, long, b'"x"', good]))
+    for part in (1, 30, 90, 1000):
+        counts = curate([path], make, out, part=part)
+        assert counts == {"kept": 1, TORN: 3, TWIN: 1}
+    assert out.read_bytes() == good + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "part"),
+    [
+        ((None, "a"), "None is no name of a rule"),
+        (("kept", "a"), "'kept' is no name of a rule"),
+        (("", 3), "AttributeError"),
+        ("", "not enough values to unpack"),
+    ],
+)
+def test_a_judge_that_fails_is_told_where(tmp_path, said, part):
     write_rows(tmp_path / "a.jsonl", [{"instruction": "Name a few things."}])
-    with open(tmp_path / "a.jsonl", "ab") as file:
+    with pytest.raises(ValueError, match=rf"a\.jsonl, byte 0: .*{part}"):
+        curate(
+            [tmp_path / "a.jsonl"],
+            lambda: lambda row: said,
+            tmp_path / "kept.jsonl",
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_nothing_is_written_if_a_row_or_a_file_goes_wrong(tmp_path):
+    path, out = tmp_path / "a.jsonl", tmp_path / "kept.jsonl"
+    write_rows(path, [{"instruction": "Name a few things."}])
+    with open(path, "ab") as file:
         file.write(b'{"text": "x"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, byte 38: .*KeyError"):
-        curate([tmp_path / "a.jsonl"], make, tmp_path / "kept.jsonl")
+        curate([path], make, out)
     with pytest.raises(FileNotFoundError):
-        curate([tmp_path / "none.jsonl"], make, tmp_path / "kept.jsonl")
+        curate([tmp_path / "none.jsonl"], make, out)
+
+    def changing():
+        with open(path, "ab") as file:
+            file.write(b"{}\n")
+        return lambda row: ("", None)
+
+    with pytest.raises(ValueError, match="changed while"):
+        curate([path], changing, out)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
@@ -142,7 +191,51 @@ def write_many(path, count, seed=0):
     write_rows(path, (row() for _ in range(count)))
 
 
+ALONE = """
+import sys
+from instructft.curation import curate
+
+def make():
+    return lambda row: ("" if row["n"] % 2 else "even", None)
+
+if __name__ == "__main__":
+    good, bad, out = sys.argv[1:]
+    print(curate([good], make, out, ray=True, part=50))
+    try:
+        curate([bad], make, out, ray=True)
+    except ValueError as error:
+        print("refused:", error)
+    print(curate([], make, out, ray=True))
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Ray's clusters are for POSIX")
+def test_ray_on_this_machine(tmp_path):
+    """A judge of a script's own, a row it fails on, and no file at all."""
+    pytest.importorskip("ray")
+    script = tmp_path / "mine.py"
+    script.write_text(ALONE)
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    write_rows(good, ({"n": n} for n in range(20)))
+    write_rows(bad, [{"n": 1}, {"m": 1}])
+    out = tmp_path / "kept.jsonl"
+    done = subprocess.run(
+        [sys.executable, str(script), str(good), str(bad), str(out)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if line[:1] in "{r"]
+    assert lines[0] == "{'kept': 10, 'even': 10}"
+    assert re.match(r"refused: .*bad\.jsonl, byte 9: .*KeyError", lines[1])
+    assert lines[2] == "{'kept': 0}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Ray's clusters are for POSIX")
 def test_a_cluster_of_two_nodes_keeps_the_same_rows(tmp_path, capsys):
     """Ray's own nodes, both on this machine; prints the rows a second."""
     ray = pytest.importorskip("ray")

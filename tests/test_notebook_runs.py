@@ -178,9 +178,8 @@ def test_a_room_without_a_network(root, tmp_path):
         f"course.ROOT = pathlib.Path({str(root)!r})\n"
         "raise SystemExit(course.run('00'))"
     )
-    done = subprocess.run(
-        [*ALONE, sys.executable, "-c", code], capture_output=True, text=True
-    )
+    words = [*ALONE, sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
     assert "no way out: [Errno 101]" in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
 
