@@ -29,8 +29,12 @@ ROWS = (
 # The reader's own, before what was copied: code, or cells of the notebook
 GIVEN = {
     "01": ["torn = Path('../data/seeds/tasks.jsonl')"],
-    "05a": ["05a-model", "05a-rows", "05a-config", "05a-trainer"],
-    "05b": ["SYSTEM = 'Be brief.'"],
+    "05a": "05a-model 05a-rows 05a-text 05a-config 05a-trainer".split(),
+    "05b": [
+        "SYSTEM = 'Be brief.'\n"
+        "rows = [{'instruction': f'What is {i} + {i}?', 'input': '', "
+        "'output': f'It is {i + i}.'} for i in range(24)]"
+    ],
     "06": [f"train = [row['messages'] for row in {ROWS}]"],
     "07": [f"SYSTEM = 'Be brief.'\ntrain = {ROWS}"],
 }
