@@ -26,23 +26,25 @@ except ImportError:  # Windows
 
 USAGE = """usage: python -m instructft VERB
 
-  run [NN]   run every notebook, or notebook NN, and report;
+  run [NN..] run every notebook, or those numbered NN, and report;
              --gpu with the large models, --fresh from the start,
              --save keeps the outputs in notebooks/
   test ...   run the tests; pytest gets the words that follow
   lab        open the notebooks in JupyterLab, for this machine only
   doctor     say what this machine can do, and what to do about the rest
   study NN   run notebook NN over several seeds, at its full budget
+  script NN  write the recipe of notebook NN as a script for torchrun
 
 The first start installs what is needed into the active environment or,
 if none is active, into .venv in this folder."""
 
 # Each verb's options and how many notebook numbers it takes, from and to
 VERBS = {
-    "run": (["--gpu", "--fresh", "--save"], 0, 1),
+    "run": (["--gpu", "--fresh", "--save"], 0, 99),
     "lab": ([], 0, 0),
     "doctor": ([], 0, 0),
     "study": ([], 1, 1),
+    "script": ([], 1, 1),
 }
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOTEBOOKS = os.path.join(ROOT, "notebooks")
@@ -181,7 +183,7 @@ def read(verb: str, rest: list) -> list:
         return lab_command("")[1:]
     if verb == "doctor":
         return ["-m", "instructft.machine"]
-    values = [repr(names[0] if names else None)]
+    values = [repr(name) for name in names]
     values += [f"{option[2:]}={option in flags}" for option in options]
     call = f"course.{verb}({', '.join(values)})"
     return ["-c", f"from instructft import course; raise SystemExit({call})"]

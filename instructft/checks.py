@@ -18,7 +18,7 @@ def _say(problem: str) -> None:
 
 
 def own_instance(make: Callable, tokenizer) -> None:
-    """Check 00's first exercise: a short instance with an input."""
+    """Check 00's first and third exercise: short, with an input."""
     made = make()
     if made is None:
         return _say("return an instance")
@@ -175,7 +175,7 @@ def options(listed: Callable, rows: list[dict]) -> None:
 
 
 def cost(compute: Callable) -> None:
-    """Check 02b's first exercise: dollars from tokens and a price."""
+    """Check 02b's first exercise: dollars, or None where nobody knows."""
     usage = {"prompt_tokens": 2000, "completion_tokens": 500}
     for one, price in ((None, (1.0, 2.0)), (usage, None)):
         if compute(one, price) is not None:
@@ -252,7 +252,8 @@ def accepted(count: Callable) -> None:
         if above == 0.7 and found == wanted + 1:
             return _say("an accepted candidate joins the pool at once")
         if found != wanted:
-            return _say(f"{found} instead of {wanted} above {above}")
+            why = ": `above` changes nothing" if found == 2 else ""
+            return _say(f"{found} instead of {wanted} above {above}{why}")
     _say("")
 
 
@@ -398,20 +399,17 @@ def last_only(mask: Callable) -> None:
     _say("" if at_end == kept else "the labels that were given are changed")
 
 
-def step_loss(compute: Callable) -> None:
-    """Check 05a's second exercise: a mean over tokens, not over means."""
-    found = compute([[1.0, 1.0, 1.0], [5.0]])
-    if found is None:
-        return _say("return a number")
-    hints = {
-        3.0: "that is the mean of the batches' means: the one token of the "
-        "second batch counts for three",
-        8.0: "that is the sum: divide by the number of tokens",
-        4.0: "divide by the tokens, not by the batches",
-    }
-    if abs(found - 2.0) < 1e-9:
-        return _say("")
-    _say(hints.get(round(found, 6), f"{found} instead of 2.0"))
+def red_lines(name: Callable) -> None:
+    """Check 05a's second exercise: what a loss on everything turns red."""
+    found = name()
+    if found is None or isinstance(found, str):
+        return _say("return the names of the red lines, as a set")
+    right = {"the mask hides the prompt", "every answer teaches to stop"}
+    if extra := sorted({str(line) for line in found} - right):
+        return _say(f"{extra[0]!r} is no red line of this run")
+    if missing := sorted(right - set(found)):
+        return _say(f"{missing[0]!r} is red, too")
+    _say("")
 
 
 def causes(name: Callable) -> None:
@@ -648,14 +646,27 @@ def merge(by_hand: Callable, model, merged) -> None:
     _say("the matrix differs from PEFT's: weight plus the scaled product")
 
 
-def score(rule: Callable) -> None:
-    """Check 07's bug hunt: each prediction meets its own target."""
-    found = rule(["yes", "yes", "no"], ["yes", "no", "no"])
+def weights(rule: Callable) -> None:
+    """Check 07's bug hunt: what 4 bit weights take, in bytes."""
+    linear, rest = 6_525_288_448, 1_089_994_752
+    found = rule(linear, rest)
     if found is None:
-        return _say("return a number")
-    if found == 1:
-        return _say(
-            "a label counts as right if *any* row has it: compare each "
-            "prediction with its own target"
-        )
-    _say("" if abs(found - 2 / 3) < 1e-9 else f"{found} instead of 2/3")
+        return _say("return a number of bytes")
+    scales = 8 / 64 + 32 / (64 * 256)
+    wanted = linear * (4 + scales) / 8 + rest * 2
+    if abs(found / wanted - 1) < 1e-6:
+        return _say("")
+    causes = {
+        (linear + rest) / 2: "both counts are taken for 4 bit: the words' "
+        "matrices (`rest`) stay in 16",
+        (linear + rest) * (4 + scales) / 8: "the words' matrices (`rest`) "
+        "stay in 16 bit",
+        linear / 2 + rest * 2: "64 numbers share a scale of 8 bits, and 256 "
+        "scales one of 32",
+        linear * 4.5 / 8 + rest * 2: "double quantisation: a scale takes 8 "
+        "bits, not 32, and 256 scales share one of 32",
+    }
+    for bytes_of, cause in causes.items():
+        if abs(found / bytes_of - 1) < 1e-6:
+            return _say(cause)
+    _say(f"{found / 1e9:.2f} GB instead of {wanted / 1e9:.2f}")

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = re.compile(r"(\d\d[a-z]?)_.*\.ipynb")
 MEASURED = ("seconds", "peak_mb", "result")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+SCRIPT = "Beyond one machine"  # the heading over the names of its cells
 
 
 def _command(function):
@@ -43,12 +44,9 @@ def _command(function):
 
 @_command
 def run(
-    only: str | None = None,
-    gpu: bool = False,
-    fresh: bool = False,
-    save: bool = False,
+    *only: str, gpu: bool = False, fresh: bool = False, save: bool = False
 ) -> int:
-    """Run the course, or the notebook numbered `only`, and report on it.
+    """Run the course, or the notebooks numbered `only`, and report on it.
 
     Continues the newest run of this kind if that did not get to its end,
     unless `fresh`. `gpu` runs the notebooks with RUN = "gpu"; `save` writes
@@ -59,11 +57,11 @@ def run(
         print("--save keeps the embedded run's outputs: leave out --gpu.")
         return 2
     try:
-        notebooks = _find(only)
+        notebooks = _find(*only)
     except LookupError as error:
         print(error)
         return 2
-    kind = {"only": only and _number(notebooks[0]), "gpu": gpu}
+    kind = {"only": sorted(set(only)), "gpu": gpu}
     folder, lock, state = _open_run(kind, fresh)
     with lock:
         for path in notebooks:
@@ -159,6 +157,79 @@ def study(number: str) -> int:
     _write(target, json.dumps(record, indent=1, sort_keys=True) + "\n")
     print(f"{len(runs)} runs are in data/studies/{target.name}.")
     return 0
+
+
+@_command
+def script(number: str) -> int:
+    """Write the recipe of a notebook as a script, for `torchrun` to run.
+
+    It goes to data/work/NN/script.py, unless an edited one lies there; what
+    is in it says `script_text`. Returns an exit code: 0, or 2 if the
+    notebook has no such recipe, or the edited one would be lost.
+    """
+    try:
+        [path] = _find(number)
+        text = script_text(path)
+    except (LookupError, ValueError) as error:
+        print(error)
+        return 2
+    target = ROOT / "data" / "work" / number / "script.py"
+    name = target.relative_to(ROOT).as_posix()
+    if target.exists() and target.read_text("utf-8") != text:
+        print(f"{name} is there and differs: rename it, then run this again.")
+        return 2
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write(target, text)
+    print(
+        f"{name}: {len(text.splitlines())} lines. Edit its parameters (from "
+        "RUN = on), and start it with\n  cd notebooks\n  "
+        f"{sys.executable} -m torch.distributed.run --nproc_per_node 2 "
+        f"../{name}"
+    )
+    return 0
+
+
+def script_text(path: Path | str, parameters: dict | None = None) -> str:
+    """Return cells of a notebook as a script, in the order they are named.
+
+    They are those whose ids stand between backticks in the markdown cell
+    headed "Beyond one machine". `parameters` are assigned after the
+    parameters cell. Raises ValueError if there is no such heading, or a
+    named cell is missing or is no code.
+    """
+    cells = {cell.get("id"): cell for cell in _cells(path)}
+    parts = [
+        f'"""Made from {Path(path).name}; run it in that folder."""',
+        "from IPython.display import display",
+    ]
+    for name in named_cells(path, SCRIPT):
+        cell = cells[name]
+        parts.append(f"# {name}\n" + "".join(cell["source"]))
+        if "parameters" in _tags(cell):
+            given = (parameters or {}).items()
+            parts += [f"{key} = {value!r}" for key, value in given]
+    return "\n\n".join(parts) + "\n"
+
+
+def named_cells(path: Path | str, heading: str) -> list[str]:
+    """Return the ids of code cells that a section names, in its order.
+
+    The section is the text from a heading to the next one in the same
+    markdown cell, and an id is named between backticks. Raises ValueError
+    if there is no such heading or name, or no such code cell.
+    """
+    name, cells = Path(path).name, _cells(path)
+    code = {c.get("id") for c in cells if c["cell_type"] == "code"}
+    section = rf"^##+ {re.escape(heading)}\b.*?$(.*?)(?=^##+ |\Z)"
+    for cell in cells:
+        found = re.search(section, "".join(cell["source"]), re.M | re.S)
+        if found and cell["cell_type"] == "markdown":
+            named = re.findall(r"`(\d\d[a-z]?-[a-z0-9-]+)`", found[1])
+            if missing := [each for each in named if each not in code]:
+                raise ValueError(f"{name} has no code cell {missing[0]}.")
+            if named:
+                return list(dict.fromkeys(named))
+    raise ValueError(f"{name} names no cells under a heading {heading!r}.")
 
 
 # What a result depends on
@@ -294,19 +365,20 @@ def _commit() -> dict[str, object]:
 # Notebooks and their cells
 
 
-def _find(only: str | None = None) -> list[Path]:
+def _find(*only: str) -> list[Path]:
     folder = ROOT / "notebooks"
     if not folder.is_dir():
         there = ", ".join(sorted(p.name for p in ROOT.iterdir())) or "nothing"
         raise LookupError(f"No notebooks folder in {ROOT}; there is: {there}.")
     every = [p for p in folder.iterdir() if NOTEBOOK.fullmatch(p.name)]
-    found = sorted(p for p in every if only in (None, _number(p)))
-    if not found:
-        there = ", ".join(sorted(map(_number, every))) or "none"
+    there = sorted(map(_number, every))
+    missing = [number for number in only if number not in there]
+    if missing or not every:
         raise LookupError(
-            f"No notebook {only or 'at all'}; there is: {there}."
+            f"No notebook {', '.join(missing) or 'at all'}; there is: "
+            f"{', '.join(there) or 'none'}."
         )
-    return found
+    return sorted(p for p in every if not only or _number(p) in only)
 
 
 def _number(path: Path) -> str:

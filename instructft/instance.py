@@ -9,7 +9,9 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 FIELDS = ("instruction", "input", "output")
 LONGEST_LINE = 16 * 2**20  # bytes; more is no row but a lost line end
@@ -150,13 +152,23 @@ def _lines(path, check) -> Iterator[tuple[dict, list[str]]]:
                 size = LONGEST_LINE >> 20
                 said = [f"longer than {size} MB; write one row a line"]
             elif line.strip():
-                row, said = _parsed(line, check)
+                row, said = parse_line(line, check)
             else:
                 continue
             yield row, [f"{path}:{number}: {what}" for what in said]
 
 
-def _parsed(line: bytes, check) -> tuple[dict, list[str]]:
+def parse_line(
+    line: bytes, check: Callable[[dict], list[str]] = lambda row: []
+) -> tuple[dict, list[str]]:
+    """Read one line of a JSONL file: its row, and what is wrong with it.
+
+    `check` is asked for more that may be wrong. The row is empty if the
+    line is no JSON object.
+
+    >>> parse_line(b'{"a": NaN}')[1][0][:27]
+    'not JSON (NaN is no JSON nu'
+    """
     try:
         row = json.loads(line.decode("utf-8"), parse_constant=_no_json)
     except UnicodeDecodeError as error:
@@ -183,15 +195,26 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
     Raises ValueError naming the row that JSON cannot hold (NaN, infinity,
     a lone surrogate), TypeError for an object that is no JSON.
     """
-    path = Path(path)
+    path, count = Path(path), 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        for row in rows:
+            file.write(_line(row, f"{path}: row {count + 1}"))
+            count += 1
+    return count
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file to be written, whole or not at all.
+
+    It is written aside, and takes its place when the context is left.
+    """
+    path = Path(path)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    count = 0
     try:
         with os.fdopen(handle, "wb") as file:
-            for row in rows:
-                file.write(_line(row, f"{path}: row {count + 1}"))
-                count += 1
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o644)
@@ -199,7 +222,6 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
-    return count
 
 
 def append_row(path: str | Path, row: dict) -> None:

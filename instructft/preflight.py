@@ -12,7 +12,19 @@ from typing import NamedTuple
 from instructft.checkpoints import lacks
 from instructft.formatting import token_ids
 from instructft.machine import memory_gb
-from instructft.masking import IGNORE, supervised
+from instructft.masking import IGNORE, assistant_labels, supervised
+
+# Checks that a row passes or fails alone
+WHOLE = "no row is cut"
+TEACHES = "every row teaches"
+STOPS = "every answer teaches to stop"
+STARTS = "answers start as in generation"
+ENDS = "no turn ends inside a text"
+OPENS = "texts open once"
+_TALK = [
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "content": "!"},
+]
 
 
 class Check(NamedTuple):
@@ -74,46 +86,92 @@ def samples(trainer) -> Iterator[tuple[list[int], list[int]]]:
             start = end
 
 
-def _check_data(trainer, rows: int) -> list[Check]:
-    args, tokenizer = trainer.args, trainer.processing_class
-    stops = stop_ids(trainer)
-    template = _Template(tokenizer, stops)
-    lengths, counted, empty, open_ended = [], 0, [], []
-    cut, elsewhere, marked_text, twice = [], [], [], []
-    for ids, marked in samples(trainer):
+class RowGate:
+    """The gate's checks of one row alone, without a trainer.
+
+    For rows by the million, where each machine reads some. `stops` are the
+    ids at which generation stops; a row is cut at `max_length` tokens, as
+    TRL cuts it.
+    """
+
+    def __init__(self, tokenizer, stops: set[int], max_length: int | None):
+        self._tokenizer, self._stops = tokenizer, stops
+        self._most, self._template = max_length, _Template(tokenizer, stops)
+
+    def rule(self, messages: list[dict]) -> str:
+        """Name the first check that a conversation fails; "" if none.
+
+        The loss is on the assistant's turns, by the template's markers.
+        Raises ValueError if the template has none.
+        """
+        try:
+            seen = assistant_labels(self._tokenizer, messages)
+        except ValueError:  # no assistant, or no markers: then this raises
+            assistant_labels(self._tokenizer, _TALK)
+            return TEACHES
+        ids, marked = seen["input_ids"], seen["labels"]
+        if self._most and len(ids) > self._most:
+            return WHOLE
+        faults = self.faults(ids, marked)
+        return faults[0] if faults else ""
+
+    def faults(self, ids: list[int], marked: list[int]) -> list[str]:
+        """Name the checks that a tokenised row (ids, labels) fails."""
+        found = []
         answer = supervised(marked)
         # a line end after the end token may count too (prompt, completion)
         end = answer[-1:]
-        if end and not tokenizer.decode(end).strip():
+        if end and not self._tokenizer.decode(end).strip():
             end = answer[-2:-1]
-        stopped = stops & set(end)
+        stopped = self._stops & set(end)
         tail = next(
             (i for i, m in enumerate(reversed(marked)) if m != IGNORE), 0
         )
-        lengths.append(len(ids))
-        counted += len(answer)
+        if self._most and len(ids) >= self._most:
+            if not stopped or tail > 2:
+                found.append(WHOLE)
         if not answer:
-            empty.append(ids)
-        elif not stopped or template.stops_early(marked):
-            open_ended.append(ids)
-        if answer and not template.starts_after_header(ids, marked):
-            elsewhere.append(ids)
-        full = args.max_length and len(ids) >= args.max_length
-        if full and (not stopped or tail > 2):
-            cut.append(ids)
-        if template.stops_inside(ids):
-            marked_text.append(ids)
-        if template.opens_twice(ids):
-            twice.append(ids)
+            found.append(TEACHES)
+        elif not stopped or self._template.stops_early(marked):
+            found.append(STOPS)
+        if answer and not self._template.starts_after_header(ids, marked):
+            found.append(STARTS)
+        if self._template.stops_inside(ids):
+            found.append(ENDS)
+        if self._template.opens_twice(ids):
+            found.append(OPENS)
+        return found
 
-    def first(found: list) -> str:
-        if not found:
-            return ""
-        return f", the first ends in {tokenizer.decode(found[0][-40:])!r}"
+
+def _check_data(trainer, rows: int) -> list[Check]:
+    args, tokenizer = trainer.args, trainer.processing_class
+    stops = stop_ids(trainer)
+    gate = RowGate(tokenizer, stops, args.max_length)
+    lengths, counted = [], 0
+    bad = {name: [] for name in (WHOLE, TEACHES, STOPS, STARTS, ENDS, OPENS)}
+    for ids, marked in samples(trainer):
+        lengths.append(len(ids))
+        counted += len(supervised(marked))
+        for name in gate.faults(ids, marked):
+            bad[name].append(ids)
+
+    def check(name: str, what: str, remedy: str, more: str = "") -> Check:
+        """Say how many rows fail it, and how the first of them ends."""
+        seen = f"{len(bad[name])} rows {what}"
+        if bad[name]:
+            last = tokenizer.decode(bad[name][0][-40:])
+            seen += f", the first ends in {last!r}"
+        return Check(name, not bad[name], seen + more, remedy)
 
     count, tokens = len(lengths), sum(lengths)
     longer = f"raise max_length (now {args.max_length}) or shorten the rows"
     share = counted / tokens if tokens else 0
+    teaches = check(
+        TEACHES,
+        "without a token in the loss",
+        f"check the mask (assistant_only_loss); {longer}",
+    )
+    marks = f"; generation stops at {tokenizer.decode(sorted(stops))!r}"
     return [
         Check(
             "every row arrives",
@@ -121,20 +179,8 @@ def _check_data(trainer, rows: int) -> list[Check]:
             f"{count} of {rows} rows are in the training set",
             f"TRL drops rows whose answer is cut off: {longer}",
         ),
-        Check(
-            "no row is cut",
-            not cut,
-            f"{len(cut)} rows are cut at max_length"
-            + first(cut)
-            + _quantiles(lengths),
-            longer,
-        ),
-        Check(
-            "every row teaches",
-            count > 0 and not empty,
-            f"{len(empty)} rows without a token in the loss" + first(empty),
-            f"check the mask (assistant_only_loss); {longer}",
-        ),
+        check(WHOLE, "are cut at max_length", longer, _quantiles(lengths)),
+        teaches._replace(ok=count > 0 and teaches.ok),
         Check(
             "the mask hides the prompt",
             0 < share < 1,
@@ -142,41 +188,30 @@ def _check_data(trainer, rows: int) -> list[Check]:
             "set assistant_only_loss=True for rows of messages, or "
             "completion_only_loss=True for prompt and completion",
         ),
-        Check(
-            "every answer teaches to stop",
-            not open_ended,
-            f"{len(open_ended)} rows do not stop at the end, or stop before"
-            + first(open_ended)
-            + (
-                f"; generation stops at {tokenizer.decode(sorted(stops))!r}"
-                if open_ended
-                else ""
-            ),
+        check(
+            STOPS,
+            "do not stop at the end, or stop before",
             "put the end token inside the generation markers, let "
             "generation_config.eos_token_id hold it, and take it out of the "
             "rows' own text",
+            marks if bad[STOPS] else "",
         ),
-        Check(
-            "answers start as in generation",
-            not elsewhere,
-            f"{len(elsewhere)} rows with an answer that does not start "
-            "right after its header" + first(elsewhere),
+        check(
+            STARTS,
+            "with an answer that does not start right after its header",
             "strip white space and control characters from the start of "
             "answers: they merge with the header's last token, or hide the "
             "answer from the loss",
         ),
-        Check(
-            "no turn ends inside a text",
-            not marked_text,
-            f"{len(marked_text)} rows with an end token that the template "
-            "did not put there" + first(marked_text),
+        check(
+            ENDS,
+            "with an end token that the template did not put there",
             "take the template's markers out of the rows' own text: the "
             "model would see a turn end there",
         ),
-        Check(
-            "texts open once",
-            not twice,
-            f"{len(twice)} rows begin with two openings" + first(twice),
+        check(
+            OPENS,
+            "begin with two openings",
             "give messages, or text without the template's first token: "
             "TRL's tokenizer adds it again to a text that has it",
         ),
@@ -199,15 +234,14 @@ class _Template:
         if not tokenizer.chat_template:
             self._doubled = self.opens_twice(tokenizer("x")["input_ids"])
             return
-        asked = [{"role": "user", "content": "?"}]
+        asked = _TALK[:1]
         alone = token_ids(tokenizer, asked)
         opened = token_ids(tokenizer, asked, answer_next=True)
         self.header = opened[_same(alone, opened) :]
         self._doubled = self.opens_twice(opened)
-        talk = [*asked, {"role": "assistant", "content": "!"}]
-        whole = token_ids(tokenizer, talk)
+        whole = token_ids(tokenizer, _TALK)
         self._ends = sum(i in stops for i in whole[_same(whole, opened) :])
-        for seen in (whole, opened, token_ids(tokenizer, talk + talk)):
+        for seen in (whole, opened, token_ids(tokenizer, _TALK + _TALK)):
             self._after |= {b for a, b in pairwise(seen) if a in stops}
 
     def starts_after_header(self, ids: list[int], marked: list[int]) -> bool:

@@ -394,13 +394,12 @@ def wordnet(folder: str | Path | None = None) -> list[dict]:
     "WordNet"}; adjectives with their satellites. Reads the `data.*` files
     (wndb(5)). Raises FileNotFoundError with the command that installs it.
     """
-    homes = [
-        Path(each).expanduser() for each in ([folder] if folder else WORDNET)
-    ]
+    places = [folder] if folder else WORDNET
+    homes = [Path(each).expanduser() for each in places]
     home = next((h for h in homes if (h / "data.noun").is_file()), None)
     if home is None:
-        raise FileNotFoundError(
-            f"no data.noun in {', '.join(map(str, homes))}: install "
+        raise FileNotFoundError(  # as written: a saved output names no home
+            f"no data.noun in {', '.join(map(str, places))}: install "
             "Debian's package wordnet-base, or NLTK's corpus wordnet"
         )
     rows = []

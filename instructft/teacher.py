@@ -7,6 +7,7 @@ given; it reaches no file, no message and no output.
 
 import asyncio
 import inspect
+import math
 import os
 import random
 import secrets
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -29,6 +30,7 @@ ADDED = 256  # tokens that an endpoint's template may put around a prompt
 CHAT = "chat/completions"
 LOCAL = "SmolLM2-135M-Instruct"  # the embedded model, as `local` names it
 APART = 0.002  # seconds between the first requests of a run
+REST = 30  # seconds without requests for an endpoint of several that failed
 LONGEST_WAIT = 120  # seconds; an endpoint that asks for more stops the run
 AGAIN = {408, 409, 429, 500, 502, 503, 504, 529}  # worth another try
 FATAL = {401, 402, 403, 404}  # no other row will fare better
@@ -103,6 +105,9 @@ class Teacher:
     """An endpoint, asked for many replies at once, through a journal.
 
     `base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY.
+    With a list of base_urls, of servers of one model that take one key, the
+    least busy is asked. One that fails is left alone for `REST` seconds,
+    one that refuses the key or does not know the model for good.
     `price` is in dollars for a million tokens, (prompt, completion); None
     if unknown, and then no budget can be kept. At most `at_once` requests
     are under way, and at most `per_minute` are sent in a minute.
@@ -114,7 +119,7 @@ class Teacher:
     def __init__(
         self,
         journal: str | Path,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         api_key: str | None = None,
         price: tuple[float, float] | None = None,
         budget: float | None = None,
@@ -124,7 +129,8 @@ class Teacher:
         timeout: float = 120,
     ):
         self.journal = Path(journal)
-        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        given = base_url or os.environ.get("OPENAI_BASE_URL")
+        self.base_urls = [given] if isinstance(given, str) else given or [None]
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or ""
         self.price = price and tuple(Decimal(str(each)) for each in price)
         self.budget, self.at_once, self.tries = budget, at_once, tries
@@ -443,27 +449,32 @@ class _Run:
         # some wait for the disk while all that may be under way are
         self._ahead = asyncio.Semaphore(teacher.at_once * 9 // 8 + 1)
         self._settled = asyncio.Event()
-        client = AsyncOpenAI(
-            base_url=teacher.base_url,
-            api_key=teacher._key or "none",
-            max_retries=0,
-            timeout=teacher.timeout,
-            http_client=DefaultAioHttpClient(verify=_trusted()),
-        )
+        clients = [
+            AsyncOpenAI(
+                base_url=url,
+                api_key=teacher._key or "none",
+                max_retries=0,
+                timeout=teacher.timeout,
+                http_client=DefaultAioHttpClient(verify=_trusted()),
+            )
+            for url in teacher.base_urls
+        ]
+        self._busy = dict.fromkeys(clients, 0)  # requests under way
+        self._rests = dict.fromkeys(clients, 0.0)  # until when
         with Journal(teacher.journal, teacher.budget) as book:
             self.paid = book.paid
-            async with client:
+            async with AsyncExitStack() as stack:
+                for client in clients:
+                    await stack.enter_async_context(client)
                 await asyncio.gather(
                     *(
-                        self._worker(client, book, waiting, number)
+                        self._worker(book, waiting, number)
                         for number in range(workers)
                     )
                 )
             await book.settle()
 
-    async def _worker(
-        self, client, book: Journal, waiting, number: int
-    ) -> None:
+    async def _worker(self, book: Journal, waiting, number: int) -> None:
         # all at once would be answered at once, each waiting for the others;
         # and endpoints refuse a crowd
         await asyncio.sleep(number * APART)
@@ -471,7 +482,7 @@ class _Run:
             if self.why:
                 return
             try:
-                result = await self._row(client, book, request)
+                result = await self._row(book, request)
             except (OverBudget, OSError) as error:  # the disk's, not the net's
                 self.stop(str(error))
                 self._settled.set()  # nobody shall wait for this one
@@ -490,7 +501,7 @@ class _Run:
             self.tokens += (reply.usage or {}).get("total_tokens") or 0
         return None
 
-    async def _row(self, client, book: Journal, request: dict) -> dict | None:
+    async def _row(self, book: Journal, request: dict) -> dict | None:
         """Return a request's result: the journal's, or a new one."""
         if (found := book.result(request)) is not None:
             return found
@@ -503,7 +514,7 @@ class _Run:
                 await self._unsafe.acquire()
             try:
                 async with self._slots:
-                    came = await self._sent(client, request)
+                    came = await self._sent(request)
                 await asyncio.sleep(0)  # the next is sent before this is kept
                 if came.state != "ok":
                     counts = self.teacher.failures
@@ -531,15 +542,36 @@ class _Run:
             await asyncio.sleep(max(came.wait, 0 if came.now else pause))
         return None
 
-    async def _sent(self, client, request: dict) -> "_Came":
+    async def _sent(self, request: dict) -> "_Came":
         """Send a request, if the run goes on; stop the run if it must."""
         await self._turn()
         if self.why:  # it is not sent, and costs nothing
             return _Came("failed", self.why, stops=True, cost=Decimal(0))
-        came = await self._once(client, request)
+        now = time.monotonic()
+        client = min(
+            self._busy, key=lambda c: (max(self._rests[c], now), self._busy[c])
+        )
+        self._busy[client] += 1
+        try:
+            came = await self._once(client, request)
+        finally:
+            self._busy[client] -= 1
+        came = self._rested(client, came)
         if came.stops:  # before the place is another's
             self.stop(came.reason)
         return came
+
+    def _rested(self, client, came: "_Came") -> "_Came":
+        """Leave an endpoint alone that failed, if there are others."""
+        if len(self._rests) == 1 or came.now or not (came.again or came.stops):
+            return came
+        now = time.monotonic()
+        pause = math.inf if came.stops else max(REST, came.wait)
+        self._rests[client] = now + pause
+        soonest = min(self._rests.values())
+        if came.stops and soonest < math.inf:  # the others may yet do
+            came = came._replace(stops=False, again=True)
+        return came._replace(wait=0.0) if soonest <= now else came
 
     async def _intend(self, book: Journal, request, most) -> int | None:
         """Reserve what a request may cost; None if the run has stopped.

@@ -352,10 +352,11 @@ def test_a_conda_environment_counts_unless_it_is_base(
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        ("fly", "there is no fly; there are run, lab, doctor, study and test"),
+        ("fly", "there is no fly; there are run, lab, doctor, study, script"),
         ("run 99", "there is no notebook 99; there are 02a, 07"),
         ("run 7", "there is no notebook 7; there are 02a, 07"),
-        ("run 02a 07", "run takes one notebook number, like 07"),
+        ("run 02a 08", "there is no notebook 08; there are 02a, 07"),
+        ("study 02a 07", "study takes one notebook number, like 07"),
         ("run --gpus", "run has no option --gpus; it has --gpu, --fresh"),
         ("study", "study takes one notebook number, like 07"),
         ("lab 07", "lab takes no notebook number"),
@@ -368,6 +369,15 @@ def test_wrong_words_are_named(course, monkeypatch, words, sentence):
     verb, *rest = words.split()
     with pytest.raises(bootstrap.Misuse, match=re.escape(sentence)):
         bootstrap.read(verb, rest)
+
+
+def test_the_words_become_a_call(course, monkeypatch):
+    notebooks = str(course.root / "notebooks")
+    monkeypatch.setattr(bootstrap, "NOTEBOOKS", notebooks)
+    [_, said] = bootstrap.read("run", ["02a", "07", "--fresh"])
+    call = "course.run('02a', '07', gpu=False, fresh=True, save=False)"
+    assert call in said
+    assert "course.script('07')" in bootstrap.read("script", ["07"])[1]
 
 
 def test_wrong_words_cost_a_sentence_and_nothing_is_installed(course):

@@ -350,6 +350,91 @@ def test_either_role_of_04_is_taken_in_the_browser(lab, page, tmp_path):
     seen.get_by_text("Parsley.").wait_for()
 
 
+def keep_only(path, ids, *others):
+    """Cut a notebook to these cells; `others` come before the last."""
+    notebook = read(path)
+    notebook.cells = [cell for cell in notebook.cells if cell.id in ids]
+    assert len(notebook.cells) == len(ids)
+    for cell in notebook.cells:
+        cell.outputs, cell.execution_count = [], None
+    made = [nbformat.v4.new_code_cell(text) for text in others]
+    notebook.cells[-1:-1] = made
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.parametrize("number", ["06", "07"])
+def test_the_chat_by_keyboard_and_mouse(number, lab, page, tmp_path):
+    """The notebook's own cell, with a stand-in for the tuned model."""
+    page, _ = page
+    path = find(tmp_path, number)
+    said = "[f'<b>{len(asked[0])}</b> heard' if 'x' in str(asked) else 1 / 0]"
+    before = (
+        "SYSTEM, LONGEST = 'Be brief.', 40\n"
+        "tuned = model = trainer = tokenizer = type('T', (), {})()\n"
+        "trainer.model = merged = tuned\n"
+        f"def answers(model, tokenizer, asked, *more): return {said}"
+    )
+    keep_only(path, [f"{number}-imports", f"{number}-chat"], before)
+    cells, _ = run_all(page, lab, path)
+    assert not errors_in(cells)
+    area = page.locator(".jp-OutputArea").filter(
+        has=page.get_by_role("button", name="Start over")
+    )
+    line = area.locator("input[type=text]")
+    seen = area.locator(".widget-output")
+    line.click()
+    page.keyboard.type("x <i>one</i>")
+    page.keyboard.press("Enter")
+    seen.get_by_text("x <i>one</i>").wait_for()  # text, not markup
+    first = seen.get_by_text(re.compile(r"<b>\d</b> heard"))
+    first.wait_for()
+    count = int(re.search(r"\d", first.inner_text())[0])
+    page.keyboard.type("x two")
+    page.keyboard.press("Enter")
+    second = seen.get_by_text(f"<b>{count + 2}</b> heard")
+    second.wait_for()
+    # a failure is seen, and by keyboard alone it starts over
+    area.get_by_role("button", name="Start over").focus()
+    page.keyboard.press("Enter")
+    second.wait_for(state="detached")
+    line.focus()
+    page.keyboard.type("two")
+    page.keyboard.press("Enter")
+    seen.get_by_text("no answer: ZeroDivisionError").wait_for()
+    page.screenshot(path=tmp_path / f"{number}-chat.png")
+
+
+def test_will_it_fit_of_07_by_keyboard_and_mouse(lab, page, tmp_path):
+    page, _ = page
+    path = find(tmp_path, "07")
+    keep_until(path, "07-will-it-fit")
+    cells, _ = run_all(page, lab, path)
+    assert not errors_in(cells)
+    area = page.locator(".jp-OutputArea").filter(
+        has=page.get_by_role("button", name="qlora")
+    )
+    seen = area.locator(".widget-output")
+    changed = "([e, old]) => e.innerHTML !== old && e.innerHTML.length > 200"
+
+    def after(act):
+        """Do something, and wait until another picture is shown."""
+        old = seen.inner_html()
+        act()
+        page.wait_for_function(
+            changed, arg=[seen.element_handle(), old], timeout=60_000
+        )
+
+    seen.scroll_into_view_if_needed()
+    after(lambda: area.get_by_role("button", name="full").click())
+    area.locator(".noUi-handle").first.focus()
+    after(lambda: page.keyboard.press("ArrowRight"))
+    area.get_by_role("button", name="qlora").focus()
+    after(lambda: page.keyboard.press("Enter"))
+    after(lambda: area.locator("input[type=checkbox]").click())
+    after(lambda: area.locator("select").nth(0).select_option(index=1))
+    page.screenshot(path=tmp_path / "07-will-it-fit.png")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_run_all_in_the_browser(name, lab, page, tmp_path):
     page, urls = page

@@ -47,6 +47,11 @@ SHORT = {"instruction": "Which month?", "input": "Xmas", "output": "12"}
             SHORT | {"output": "It is the twelfth."},
             "not yet: 6 tokens count, at most 3 may",
         ),
+        (
+            SHORT | {"output": "The review is clearly negative."},
+            "not yet: 7 tokens count, at most 3 may",
+        ),
+        (SHORT | {"output": "negative"}, "correct"),
     ],
 )
 def test_own_instance(said, tokenizer, made, line):
@@ -195,22 +200,18 @@ def test_merge(said, tuned, dtype):
         assert said(checks.merge, by_hand, model, merged).startswith(line)
 
 
-def test_score(said):
-    def right(predictions, targets):
-        pairs = zip(predictions, targets, strict=True)
-        return sum(a == b for a, b in pairs) / len(targets)
-
-    def found_anywhere(predictions, targets):  # the notebook's own bug
-        return sum(p in targets for p in predictions) / len(predictions)
-
+def test_weights(said):
+    scales = 8 / 64 + 32 / (64 * 256)
     for rule, line in (
-        (right, "correct"),
-        (lambda p, t: None, "not yet: return a number"),
-        (found_anywhere, "not yet: a label counts as right if *any* row"),
-        (lambda p, t: 2, "not yet: 2 instead of 2/3"),
-        (lambda p, t: 0.0, "not yet: 0.0 instead of 2/3"),
+        (lambda n, rest: n * (4 + scales) / 8 + rest * 2, "correct"),
+        (lambda n, rest: None, "not yet: return a number"),
+        (lambda n, rest: (n + rest) * 4 / 8, "not yet: both counts"),
+        (lambda n, rest: (n + rest) * (4 + scales) / 8, "not yet: the words'"),
+        (lambda n, rest: n * 4 / 8 + rest * 2, "not yet: 64 numbers share"),
+        (lambda n, rest: n * 4.5 / 8 + rest * 2, "not yet: double quant"),
+        (lambda n, rest: 2e9, "not yet: 2.00 GB instead of 5.5"),
     ):
-        assert said(checks.score, rule).startswith(line)
+        assert said(checks.weights, rule).startswith(line)
 
 
 # --- all ------------------------------------------------------------------
@@ -426,7 +427,7 @@ def right_again(status, code, state):
         return False
     if status == 200:
         return state == "malformed"
-    return status in (0, 408, 409, 429) or status >= 500
+    return status in (0, 429) or status >= 500
 
 
 def right_accepted(texts, seeds, above):
@@ -441,6 +442,11 @@ def right_kept(pairs):
 CASES = [
     (checks.cost, right_cost, "correct"),
     (checks.cost, lambda usage, price: 0.0, "None, not a number"),
+    (
+        checks.cost,
+        lambda usage, price: right_cost(usage, price) or 0.0,
+        "None, not a number",
+    ),
     (
         checks.cost,
         lambda usage, price: right_cost(usage, price) and 1750.0,
@@ -475,6 +481,12 @@ CASES = [
         "joins the pool",
     ),
     (checks.accepted, lambda texts, seeds, above: 2, "instead of"),
+    (checks.accepted, lambda texts, seeds, above: 4, "4 instead of 2 .*0.7$"),
+    (
+        checks.accepted,  # the stub
+        lambda texts, seeds, above: right_accepted(texts, seeds, 0.7),
+        "2 instead of 3 above 0.85: `above` changes nothing",
+    ),
     (checks.kept, right_kept, "correct"),
     (checks.kept, lambda pairs: None, "return a list"),
     (checks.kept, lambda pairs: pairs, "an empty output"),
@@ -545,25 +557,22 @@ def test_last_only(said):
         assert said(checks.last_only, mask).startswith(line)
 
 
-def test_step_loss(said):
-    def mean(batch):
-        return sum(batch) / len(batch)
-
-    for compute, line in (
-        (lambda batches: mean(sum(batches, [])), "correct"),
-        (lambda batches: None, "not yet: return a number"),
-        (
-            lambda batches: mean([mean(b) for b in batches]),
-            "not yet: that is ",
-        ),
-        (lambda batches: sum(sum(batches, [])), "not yet: that is the sum"),
-        (
-            lambda batches: sum(sum(batches, [])) / len(batches),
-            "not yet: divide by the tokens",
-        ),
-        (lambda batches: 7.0, "not yet: 7.0 instead of 2.0"),
+def test_red_lines(said):
+    mask, stop = "the mask hides the prompt", "every answer teaches to stop"
+    for found, line in (
+        ({mask, stop}, "correct"),
+        ([stop, mask], "correct"),
+        (None, "not yet: return the names"),
+        (mask, "not yet: return the names"),
+        (set(), f"not yet: '{stop}' is red, too"),
+        ({mask}, f"not yet: '{stop}' is red, too"),
+        ([stop], f"not yet: '{mask}' is red, too"),
+        ({mask, stop, "no row is cut"}, "not yet: 'no row is cut' is no red"),
+        ([mask, 3], "not yet: '3' is no red line"),
     ):
-        assert said(checks.step_loss, compute).startswith(line)
+        assert said(checks.red_lines, lambda found=found: found).startswith(
+            line
+        )
 
 
 def test_causes(said):

@@ -235,7 +235,7 @@ def test_a_killed_run_leaves_no_kernel_and_is_continued(root):
     [folder] = runs(root)
     assert not gone(kernel)
     # a second run at once has a folder of its own
-    kind = {"only": None, "gpu": False}
+    kind = {"only": [], "gpu": False}
     other, lock, _ = course._open_run(kind, fresh=False)
     with lock:
         assert other.name != folder
@@ -279,14 +279,54 @@ def test_says_what_exists(root, capsys):
     lay(root, "00_a", ("1",))
     lay(root, "02a_b", ("1",))
     assert course.run("07") == 2
+    assert course.run("00", "7") == 2
     assert course.study("07") == 2
-    assert capsys.readouterr().out.count("00, 02a") == 2
+    assert capsys.readouterr().out.count("00, 02a") == 3
     assert course.run(gpu=True, save=True) == 2
     shutil.rmtree(root / "notebooks")
     capsys.readouterr()
     assert course.run() == 2
     assert "requirements.txt" in capsys.readouterr().out
     assert not (root / "runs").exists()
+
+
+def test_runs_those_named_and_no_other(root, capsys):
+    for name in ("00_a", "01_b", "02a_c"):
+        lay(root, name, (TRACE.format(name),))
+    assert course.run("02a", "00") == 0
+    assert trace(root) == ["00_a", "02a_c"]
+    assert course.run("00", "02a", "00") == 0  # complete: another one
+    assert trace(root) == ["00_a", "02a_c"]
+    assert len(runs(root)) == 2
+
+
+def test_a_script_holds_the_named_cells(root, capsys):
+    """In the order of their names, with the values that are given."""
+    names = "## Beyond one machine\n`07-cell-3`, then `07-cell-1`.\n\n"
+    cells = ["# T", ("import sys",), (names,), ("SEED = 0", "parameters")]
+    path = lay(root, "07_a", *cells, names + "## More\n`07-cell-2`")
+    text = course.script_text(path, {"SEED": 3})
+    order = ["# 07-cell-3", "SEED = 0", "SEED = 3", "# 07-cell-1", "sys"]
+    places = [text.index(each) for each in order]
+    assert places == sorted(places) and "07-cell-2" not in text
+    assert course.script("07") == 0
+    written = (root / "data/work/07/script.py").read_text("utf-8")
+    assert written == course.script_text(path)
+    compile(written, "script.py", "exec")
+    said = capsys.readouterr().out
+    assert f"{sys.executable} -m torch.distributed.run" in said
+    # what was edited is not lost
+    assert course.script("07") == 0
+    edit(root / "data/work/07/script.py", "SEED = 0", "SEED = 5")
+    assert course.script("07") == 2
+    assert "is there and differs" in capsys.readouterr().out
+    assert "SEED = 5" in (root / "data/work/07/script.py").read_text()
+    edit(path, "`07-cell-1`", "`07-cell-0`")
+    assert course.script("07") == 2
+    assert "has no code cell 07-cell-0" in capsys.readouterr().out
+    lay(root, "00_b", "# T", ("1",))
+    assert course.script("00") == 2
+    assert "names no cells" in capsys.readouterr().out
 
 
 def test_report_shows_what_is_tagged(tmp_path):

@@ -7,7 +7,9 @@ import ast
 import json
 import math
 import os
+import random
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -18,6 +20,7 @@ from test_notebook_rules import SOLUTION, code_cells, plain, source, tags
 
 from instructft import course, sources
 from instructft.instance import read_rows
+from instructft.models import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
 # Enough for each cell to have something to work on
@@ -154,6 +157,61 @@ def test_runs_as_it_is_and_its_stable_outputs_hold(number, root, capsys):
         made = read_rows(root / "data" / "work" / number / written)
         ours = [row for row in made if row["licence"] == "CC0-1.0"]
         assert ours == read_rows(ROOT / "data" / "snapshots" / snapshot)
+
+
+# A network of its own, in which nothing but this machine is reached
+ALONE = ["unshare", "--net", "--map-root-user", "sh", "-c"]
+ALONE += ['ip link set lo up && exec "$@"', "sh"]
+
+
+def test_a_room_without_a_network(root, tmp_path):
+    """Notebook 00, by the runner, where no route leads out."""
+    try:
+        subprocess.run([*ALONE, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no network namespace can be made here")
+    embedded()
+    code = (
+        "import socket, pathlib; from instructft import course\n"
+        "try: socket.create_connection(('192.0.2.1', 80), 2)\n"
+        "except OSError as error: print('no way out:', error)\n"
+        f"course.ROOT = pathlib.Path({str(root)!r})\n"
+        "raise SystemExit(course.run('00'))"
+    )
+    words = [*ALONE, sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    assert "no way out: [Errno 101]" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(
+    not os.environ.get("ALL_RUNS"), reason="an hour: set ALL_RUNS=1"
+)
+def test_in_any_order_twice_the_stable_outputs_are_the_same(root, capsys):
+    """Each notebook alone, whatever ran before it in this copy."""
+    everyone = list(SMALL)
+    seen = []
+    for seed in (1, 2):
+        order = random.Random(seed).sample(everyone, len(everyone))
+        outputs = {}
+        for number in order:
+            need_archives(number)
+            ran = run(root, number, capsys)
+            shutil.rmtree(root / "runs")
+            for cell in code_cells(ran):
+                assert cell["execution_count"], cell["id"]
+                if "stable" in tags(cell):
+                    outputs[cell["id"]] = plain(cell)
+        with capsys.disabled():
+            print(f"\n{' '.join(order)}: {len(outputs)} stable outputs")
+        seen.append(outputs)
+    committed = {
+        cell["id"]: plain(cell)
+        for number in everyone
+        for cell in code_cells(read(find(root, number)))
+        if "stable" in tags(cell)
+    }
+    assert seen[0] == seen[1] == committed
 
 
 def numbers(value, way=""):

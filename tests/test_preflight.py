@@ -14,6 +14,7 @@ from instructft.formatting import messages
 from instructft.masking import assistant_labels, supervised
 from instructft.preflight import (
     NotReady,
+    RowGate,
     preflight,
     samples,
     stop_ids,
@@ -88,6 +89,50 @@ def float32(trainer):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
+
+
+# --- a row alone ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("again and " * 60, "no row is cut"),
+        ("Yes.<|im_end|> And more.", "every answer teaches to stop"),
+        (" led by a blank", ""),
+        ("\n\nled by lines", "answers start as in generation"),
+        ("Yes.", ""),
+    ],
+)
+def test_a_row_alone_is_judged_as_in_the_trainer(
+    build, tokenizer, conversations, said, name
+):
+    """What RowGate says first is a red line of the trainer's gate, too."""
+    row = {
+        "messages": [
+            {"role": "user", "content": "Say it."},
+            {"role": "assistant", "content": said},
+        ]
+    }
+    trainer = build(rows=[*conversations, row])
+    gate = RowGate(tokenizer, stop_ids(trainer), 128)
+    assert {gate.rule(each["messages"]) for each in conversations} == {""}
+    found = gate.rule(row["messages"])
+    red = refused(trainer, rows=7) if found else preflight(trainer, 7)
+    assert found == name and (not found or found in red)
+
+
+def test_a_row_alone_wants_an_answer_and_a_template_with_markers(tokenizer):
+    gate = RowGate(tokenizer, {tokenizer.eos_token_id}, None)
+    asked = [{"role": "user", "content": "Say it."}]
+    assert gate.rule(asked) == "every row teaches"
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = (
+        "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
+    )
+    gate = RowGate(plain, {tokenizer.eos_token_id}, None)
+    with pytest.raises(ValueError, match="generation"):
+        gate.rule([*asked, {"role": "assistant", "content": "Yes."}])
 
 
 # --- sound set-ups: no false alarm ----------------------------------------
@@ -237,6 +282,8 @@ def test_loss_on_everything(build, packing):
     hidden = red["the mask hides the prompt"]
     assert "264 of 264 tokens are in the loss (100.0%)" in hidden.seen
     assert "assistant_only_loss=True" in hidden.remedy
+    # these two, says checks.red_lines, 05a's second exercise
+    assert set(red) == {hidden.name, "every answer teaches to stop"}
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -21,7 +21,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from instructft import report
 from instructft.instance import read_rows
 from instructft.journal import recorded
 
@@ -31,10 +30,10 @@ LOCK = ROOT / ".ci" / "requirements.lock"
 
 # The way of the data: a module imports only from those before it
 ORDER = """
-    instance machine similarity sources sandbox templates models journal
-    teacher self_instruct instruct_wild faults conversations formatting masking
-    checkpoints preflight memory scores evaluate verifiable export cards show
-    checks report course __main__
+    instance machine curation similarity sources sandbox templates models
+    journal teacher self_instruct instruct_wild faults conversations
+    formatting masking checkpoints preflight memory scores evaluate
+    verifiable export cards show checks report course __main__
 """.split()
 HEAVY = {
     *("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets"),
@@ -503,24 +502,31 @@ def test_ci_runs_the_command_of_the_readme_and_nothing_else():
         assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-def test_the_readme_lists_the_notebooks_with_their_promises():
-    row = re.compile(r"^\|\s*\[([^]]+)\]\((notebooks/[^)]+)\)\s*\|([^|]*)\|")
-    found = [row.match(line) for line in readme().splitlines()]
-    found = [match for match in found if match]
-    assert [match[2] for match in found] == NOTEBOOKS
-    for match in found:
-        lesson = report.lesson(ROOT / match[2])
-        number = lesson["title"].split()[0]
-        assert match[1].split()[0] == number
-        assert match[1] in (number, lesson["title"])
-        assert Path(match[2]).name.startswith(f"{number}_")
-        said = re.sub(r"[*`]", "", match[3]).strip()
-        assert said == lesson["promise"], match[2]
+def test_the_hosted_cell_leaves_torch_alone():
+    """It leaves out our pin, and no package wants another torch than said."""
+    [cell] = [block for block in fences(readme()) if "hosted.txt" in block]
+    kept = re.search(r'grep -v "(.+?)" requirements.txt > hosted.txt', cell)[1]
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    left_out = [line for line in lines if re.match(kept, line)]
+    assert [Requirement(line.split("#")[0]).name for line in left_out] == [
+        "torch"
+    ]
+    said = re.search(r"torch of its own, ([\d.]+) or newer", readme())[1]
+    for each in requirements():
+        for text in metadata.requires(each.name) or []:
+            needs = Requirement(text)
+            if needs.name == "torch" and not needs.marker:
+                assert needs.specifier.contains(said), f"{each.name}: {text}"
 
 
 def pages():
     """Each page a reader follows links from: (name, markdown)."""
-    for name in ("README.md", "CONTRIBUTING.md", LISTED):
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "notebooks/INSTRUCTOR.md",
+        LISTED,
+    ):
         if (ROOT / name).exists():
             yield name, (ROOT / name).read_text("utf-8")
     for name in NOTEBOOKS:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -62,8 +63,8 @@ def error(status, code=None, message="no", param=None):
     }
 
 
-@pytest.fixture
-def server():
+@contextmanager
+def serving():
     """An endpoint: `.answer(request, count)` gives (status, body, headers)."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -116,6 +117,12 @@ def server():
     yield made
     made.shutdown()
     made.server_close()
+
+
+@pytest.fixture
+def server():
+    with serving() as made:
+        yield made
 
 
 @pytest.fixture
@@ -198,6 +205,78 @@ def test_starts_are_spread_over_a_minute(make, server):
     make(per_minute=600, at_once=8).ask(asks(5))
     starts = [start for start, _ in server.got]
     assert 0.3 < starts[-1] - starts[0] < 2
+
+
+def said_again(request, count):
+    return body(request["messages"][0]["content"])
+
+
+def test_several_endpoints_share_the_work(make, server):
+    """Four requests at once are two for each of two servers."""
+    meet = threading.Barrier(4, timeout=30)
+
+    def together(request, count):
+        meet.wait()  # breaks if fewer than four are under way
+        return said_again(request, count)
+
+    with serving() as other:
+        server.answer = other.answer = together
+        urls = [server.url, other.url]
+        replies = make(base_url=urls, at_once=4).ask(asks(20))
+        assert [r.text for r in replies] == [f"number {i}" for i in range(20)]
+        assert len(server.got) == len(other.got) == 10
+        assert server.most == other.most == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "tries"),
+    [
+        (None, 2),  # it died
+        (error(401), 2),
+        (error(404), 2),
+        (error(503), 2),
+        ((*error(429), {"retry-after": "100"}), 2),
+        ((*error(429), {"retry-after": "1000"}), 2),
+    ],
+)
+def test_an_endpoint_that_fails_is_left_to_the_others(
+    make, server, fault, tries
+):
+    """All replies come, soon, and few requests go to the one that fails."""
+    with serving() as other:
+        other.answer = lambda request, count: fault
+        urls = [other.url, server.url]
+        start = time.monotonic()
+        replies = make(base_url=urls, at_once=tries).ask(asks(12))
+        assert [r.state for r in replies] == ["ok"] * 12
+        assert 1 <= len(other.got) <= tries
+        assert time.monotonic() - start < 20
+
+
+def test_an_endpoint_comes_back_after_a_rest(make, server, monkeypatch):
+    monkeypatch.setattr(module, "REST", 0.05)
+    with serving() as other:
+        other.answer = lambda request, count: (
+            error(503) if count == 1 else said_again(request, count)
+        )
+        urls = [other.url, server.url]
+
+        def slow(request, count):
+            time.sleep(0.1)
+            return said_again(request, count)
+
+        server.answer = slow
+        replies = make(base_url=urls, at_once=2).ask(asks(12))
+        assert [r.state for r in replies] == ["ok"] * 12
+        assert len(other.got) > 2
+
+
+def test_where_all_endpoints_refuse_the_run_stops(make, server):
+    with serving() as other:
+        server.answer = other.answer = lambda request, count: error(401)
+        with pytest.raises(Stopped, match="401"):
+            make(base_url=[server.url, other.url], at_once=1).ask(asks(5))
+        assert len(server.got) == len(other.got) == 1
 
 
 def test_raw_text_is_gone_on_with(make, server, tmp_path):
