@@ -205,6 +205,10 @@ class _Judging:
         return {"number": [number], "found": [pickle.dumps(found)]}
 
 
+def _read(make) -> None:
+    """Take what a node is to judge with."""
+
+
 def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
     """Judge parts wherever the cluster has a core, in any order."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
@@ -219,8 +223,11 @@ def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
         return
     ours = not ray.is_initialized()
     if ours:  # a cluster that RAY_ADDRESS names brings its own settings
-        named = "RAY_ADDRESS" in os.environ
-        ray.init(**{} if named else {"include_dashboard": False})
+        where = os.environ.get("RAY_ADDRESS", "local")
+        local = {"include_dashboard": False} if where == "local" else {}
+        ray.init(where, **local)
+    # what a node cannot read ends here: an actor would be tried for ever
+    ray.get(ray.remote(_read).remote(make))
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     cores = int(ray.cluster_resources()["CPU"])

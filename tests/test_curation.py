@@ -236,11 +236,15 @@ def test_ray_on_this_machine(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Ray's clusters are for POSIX")
-def test_a_cluster_of_two_nodes_keeps_the_same_rows(tmp_path, capsys):
+def test_a_cluster_of_two_nodes_keeps_the_same_rows(
+    tmp_path, capsys, monkeypatch
+):
     """Ray's own nodes, both on this machine; prints the rows a second."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    here = [str(ROOT), str(Path(__file__).parent)]  # nodes import this file
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(here))
     embedded()  # converted before anyone waits for it
     files = [tmp_path / f"{i}.jsonl" for i in range(4)]
     for i, file in enumerate(files):
