@@ -851,26 +851,14 @@ def test_an_adapter_is_refused_before_anything_is_written(adapter, tmp_path):
 
 # The cell that uploads, as notebook 07 has it
 
-PUSH_CELL = """\
-PUSH = None  # or "your-name/your-model": then it leaves this machine
-if PUSH:
-    hub = HfApi(token=os.environ["HF_TOKEN"])  # stands nowhere else
-    hub.create_repo(PUSH, private=True, exist_ok=True)
-    hub.upload_folder(
-        repo_id=PUSH,
-        folder_path=WORK / "release",
-        ignore_patterns=["*.bin", "*.pt", "*.pkl"],  # no pickle, ever
-    )
-print(f"pushed to {PUSH}" if PUSH else "nothing left this machine")
-"""
-
 
 def push_cell():
-    """The notebook's own cell, where it has one."""
+    """The notebook's own cell, behind its own default for PUSH."""
     path = ROOT / "notebooks" / "07_qlora_sft.ipynb"
     found = json.loads(path.read_text("utf-8"))["cells"]
-    texts = ["".join(c["source"]) for c in found if c["id"] == "07-push"]
-    return (texts or [PUSH_CELL])[0]
+    texts = {cell["id"]: "".join(cell["source"]) for cell in found}
+    [default] = re.findall("^PUSH = .*$", texts["07-parameters"], re.M)
+    return f"{default}\n{texts['07-push']}"
 
 
 class FakeHub:
