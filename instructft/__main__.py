@@ -171,8 +171,8 @@ def read(verb: str, rest: list) -> list:
             known = ", ".join(options) or "none"
             raise Misuse(f"{verb} has no option {flag}; it has {known}")
     if not least <= len(names) <= most:
-        takes = ["no notebook number", "one notebook number, like 07"][most]
-        raise Misuse(f"{verb} takes {takes}")
+        takes = {0: "no notebook number", 1: "one notebook number, like 07"}
+        raise Misuse(f"{verb} takes {takes.get(most, f'at most {most}')}")
     files = glob.glob(os.path.join(glob.escape(NOTEBOOKS), "[0-9]*_*.ipynb"))
     known = sorted(os.path.basename(file).split("_")[0] for file in files)
     for name in names:

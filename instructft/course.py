@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from instructft import report
+from instructft.instance import whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = re.compile(r"(\d\d[a-z]?)_.*\.ipynb")
@@ -175,7 +177,7 @@ def script(number: str) -> int:
         return 2
     target = ROOT / "data" / "work" / number / "script.py"
     name = target.relative_to(ROOT).as_posix()
-    if target.exists() and target.read_text("utf-8") != text:
+    if target.exists() and target.read_text("utf-8", "replace") != text:
         print(f"{name} is there and differs: rename it, then run this again.")
         return 2
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,8 +185,8 @@ def script(number: str) -> int:
     print(
         f"{name}: {len(text.splitlines())} lines. Edit its parameters (from "
         "RUN = on), and start it with\n  cd notebooks\n  "
-        f"{sys.executable} -m torch.distributed.run --nproc_per_node 2 "
-        f"../{name}"
+        f"{shlex.quote(sys.executable)} -m torch.distributed.run "
+        f"--nproc_per_node 2 ../{name}"
     )
     return 0
 
@@ -194,8 +196,8 @@ def script_text(path: Path | str, parameters: dict | None = None) -> str:
 
     They are those whose ids stand between backticks in the markdown cell
     headed "Beyond one machine". `parameters` are assigned after the
-    parameters cell. Raises ValueError if there is no such heading, or a
-    named cell is missing or is no code.
+    parameters cell. Raises ValueError if there is no such heading, a
+    named cell is missing, or no plain Python (a magic, say).
     """
     cells = {cell.get("id"): cell for cell in _cells(path)}
     parts = [
@@ -204,7 +206,12 @@ def script_text(path: Path | str, parameters: dict | None = None) -> str:
     ]
     for name in named_cells(path, SCRIPT):
         cell = cells[name]
-        parts.append(f"# {name}\n" + "".join(cell["source"]))
+        source = "".join(cell["source"])
+        try:
+            ast.parse(source)
+        except SyntaxError as error:
+            raise ValueError(f"{name} is no plain Python: {error}") from None
+        parts.append(f"# {name}\n{source}")
         if "parameters" in _tags(cell):
             given = (parameters or {}).items()
             parts += [f"{key} = {value!r}" for key, value in given]
@@ -571,7 +578,7 @@ def _resident_mb(pid: int) -> float:
         for each in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
                 total += each.memory_info().rss
-    return total / 2**20
+    return total / 10**6
 
 
 def _progress(text: str, last: bool = False) -> None:
@@ -609,12 +616,8 @@ def _explain(cell, error: Exception, log: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def _write_state(folder: Path, state: dict) -> None:

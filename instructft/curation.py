@@ -67,16 +67,27 @@ def curate(
     own functions travel by themselves.
 
     Returns {"kept": n, rule: n, ...}. It takes about 130 bytes of memory a
-    row, at most. Raises FileNotFoundError before anything is judged;
-    before anything is written ValueError with file and byte of a row on
-    which the judge fails, or if a file was changed meanwhile, and
-    ModuleNotFoundError where ray is not installed.
+    row, at most. Before anything is judged it raises FileNotFoundError,
+    IsADirectoryError, ModuleNotFoundError where ray is not installed, and
+    ValueError where `out` would replace what is read; later, and with
+    nothing written, ValueError with file and byte of a row on which the
+    judge fails, or if a file was changed meanwhile.
     """
     import numpy as np
     from tqdm.auto import tqdm
 
+    if part < 1:
+        raise ValueError(f"part is {part}: give bytes, 1 or more")
+    out = Path(out)
+    beside = out.with_name(f"{out.stem}-left-out.jsonl")
+    for each in (out, beside):
+        if each.resolve() in {Path(file).resolve() for file in files}:
+            raise ValueError(f"{each} is read: give `out` another name")
+        if each.is_dir():
+            raise IsADirectoryError(f"{each} is a folder: name a file")
     parts = [each for file in files for each in _parts(Path(file), part)]
     before = [_state(each) for each in parts]
+    out.parent.mkdir(parents=True, exist_ok=True)
     judged: list = [None] * len(parts)
     found = (_on_ray if ray else _here)(parts, make)
     for number, verdicts in tqdm(
@@ -93,25 +104,26 @@ def curate(
     code = np.concatenate([np.empty(0, np.int32), *codes])
     none = np.empty((0, 2), np.uint64)
     key = np.concatenate([none, *(each.keys for each in judged)])
+    counts = [len(each) for each in codes]
     del judged, codes
     may = np.flatnonzero((code == rules.index("")) & key.any(1))
     _, first = np.unique(key[may], axis=0, return_index=True)
     code[np.delete(may, first)] = rules.index(TWIN)
-    if before != [_state(each) for each in parts]:
-        raise ValueError("a file was changed while it was judged: run again")
     verdict = iter(code)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f"{out.stem}-left-out.jsonl")
     with whole_file(out) as kept, whole_file(beside) as left_out:
-        for each in parts:
+        for each, left in zip(parts, counts, strict=True):
             for place, line in _lines(each):
-                rule = rules[next(verdict)]
+                left -= 1
+                rule = rules[next(verdict, 0)]
                 if not rule:
                     kept.write(line.rstrip(b"\r\n") + b"\n")
                     continue
                 said = {"file": each.file, "byte": place, "rule": rule}
                 left_out.write(json.dumps(said).encode() + b"\n")
+            if left:
+                raise ValueError(f"{each.file} is not as it was judged")
+        if before != [_state(each) for each in parts]:
+            raise ValueError("a file was changed meanwhile: run again")
     counts = np.bincount(code, minlength=len(rules)).tolist()
     others = sorted(zip(counts, rules, strict=True), reverse=True)
     kept_rows = counts[rules.index("")]
@@ -165,10 +177,15 @@ def _judged(part: _Part, judge: Judge) -> _Verdicts:
     codes, keys = [], bytearray()
     for place, line in _lines(part):
         row, problems = parse_line(line)
+        if len(line) >= LONGEST_LINE and not line.endswith(b"\n"):
+            problems = ["too long"]
         rule, digest = TORN, bytes(16)
         try:
             if not problems:
-                rule, key = judge(row)
+                found = judge(row)
+                if not isinstance(found, tuple) or len(found) != 2:
+                    raise TypeError(f"{found!r} is no (rule, key)")
+                rule, key = found
                 if not isinstance(rule, str) or rule == KEPT:
                     raise TypeError(f"{rule!r} is no name of a rule")
                 if key is not None:
@@ -205,8 +222,9 @@ class _Judging:
         return {"number": [number], "found": [pickle.dumps(found)]}
 
 
-def _read(make) -> None:
-    """Take what a node is to judge with."""
+def _seen(make, files: list[str]) -> list[int]:
+    """Take what a node is to judge with; return the files' sizes there."""
+    return [os.stat(file).st_size for file in files]
 
 
 def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
@@ -226,25 +244,28 @@ def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
         where = os.environ.get("RAY_ADDRESS", "local")
         local = {"include_dashboard": False} if where == "local" else {}
         ray.init(where, **local)
-    # what a node cannot read ends here: an actor would be tried for ever
-    ray.get(ray.remote(_read).remote(make))
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
-    cores = int(ray.cluster_resources()["CPU"])
-    items = [
-        {"number": number, "part": pickle.dumps(tuple(part))}
-        for number, part in enumerate(parts)
-    ]
-    found = ray.data.from_items(items, override_num_blocks=len(items))
-    found = found.map_batches(
-        _Judging,
-        fn_constructor_args=[make],
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=max(1, cores), max_tasks_in_flight_per_actor=2
-        ),
-    )
     try:
+        _ask_each_node(make, sorted({part.file for part in parts}))
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        most = max(1, min(cores, len(parts)))
+        items = [
+            {"number": number, "part": pickle.dumps(tuple(part))}
+            for number, part in enumerate(parts)
+        ]
+        found = ray.data.from_items(items, override_num_blocks=len(items))
+        found = found.map_batches(
+            _Judging,
+            fn_constructor_args=[make],
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                initial_size=most,
+                max_size=most,
+                max_tasks_in_flight_per_actor=2,
+            ),
+        )
         for row in found.iter_rows():
             verdicts = pickle.loads(row["found"])
             if isinstance(verdicts, ValueError):
@@ -254,3 +275,23 @@ def _on_ray(parts: list[_Part], make) -> Iterator[tuple[int, _Verdicts]]:
         context.enable_progress_bars = bars
         if ours:
             ray.shutdown()
+
+
+def _ask_each_node(make, files: list[str]) -> None:
+    """Raise where a node lacks `make` or the files.
+
+    Else an actor would be started there again and again, for ever.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = _seen(None, files)
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ask = ray.remote(_seen).options(
+                num_cpus=0, scheduling_strategy=there
+            )
+            if ray.get(ask.remote(make, files)) != here:
+                name = node["NodeManagerHostname"]
+                raise ValueError(f"{name} sees other files than this machine")

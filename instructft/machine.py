@@ -175,7 +175,7 @@ def remedies(found: dict[str, object]) -> list[str]:
     if found["memory_gb"] < 8:
         said.append(
             f"only {found['memory_gb']} GB of memory: the embedded run "
-            "peaks near 4 GB; close other programs, or run one notebook "
+            "peaks near 5 GB; close other programs, or run one notebook "
             "at a time with `python -m instructft run 07`"
         )
     if found["free_disk_gb"] < 2:

@@ -301,8 +301,8 @@ class _Template:
 
     def opens_twice(self, ids: list[int]) -> bool:
         """Say whether a text's first mark stands there twice, by mistake."""
-        twice = ids[:1] == ids[1:2] and ids[0] in self._special
-        return twice and not self._doubled
+        twice = ids and ids[:1] == ids[1:2] and ids[0] in self._special
+        return bool(twice) and not self._doubled
 
 
 def _same(one: list[int], other: list[int]) -> int:

@@ -106,8 +106,9 @@ class Teacher:
 
     `base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY.
     With a list of base_urls, of servers of one model that take one key, the
-    least busy is asked. One that fails is left alone for `REST` seconds,
-    one that refuses the key or does not know the model for good.
+    least busy is asked. One that fails is left alone for `REST` seconds, or
+    as long as it asks, while there is another; one that refuses the key or
+    does not know the model, for good. Each such try counts among `tries`.
     `price` is in dollars for a million tokens, (prompt, completion); None
     if unknown, and then no budget can be kept. At most `at_once` requests
     are under way, and at most `per_minute` are sent in a minute.
@@ -566,12 +567,13 @@ class _Run:
         if len(self._rests) == 1 or came.now or not (came.again or came.stops):
             return came
         now = time.monotonic()
-        pause = math.inf if came.stops else max(REST, came.wait)
-        self._rests[client] = now + pause
-        soonest = min(self._rests.values())
-        if came.stops and soonest < math.inf:  # the others may yet do
+        for_good = came.stops and not came.wait
+        until = math.inf if for_good else now + max(REST, came.wait)
+        self._rests[client] = max(self._rests[client], until)
+        soonest = min(self._rests.values()) - now
+        if came.stops and soonest <= LONGEST_WAIT:  # the others may yet do
             came = came._replace(stops=False, again=True)
-        return came._replace(wait=0.0) if soonest <= now else came
+        return came._replace(wait=min(came.wait, max(0.0, soonest)))
 
     async def _intend(self, book: Journal, request, most) -> int | None:
         """Reserve what a request may cost; None if the run has stopped.
@@ -645,7 +647,9 @@ class _Run:
         if wait > LONGEST_WAIT:
             until = time.strftime("%H:%M", time.localtime(time.time() + wait))
             why = f"the endpoint asks to wait until {until} ({wait:.0f} s)"
-            return _Came("failed", f"{status}: {why}", stops=True, cost=free)
+            return _Came(
+                "failed", f"{status}: {why}", stops=True, wait=wait, cost=free
+            )
         # after a 500 or a timeout nobody knows whether it was charged
         cost = free if status == 429 else None
         return _Came(

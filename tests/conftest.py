@@ -83,6 +83,24 @@ def tiny(make_tiny):
     return make_tiny()
 
 
+def in_four_bit(path):
+    """A folder's model in 4 bit, as the recipes load it."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        ),
+        dtype=torch.float32,
+        device_map={"": "cpu"},
+    )
+
+
 @pytest.fixture(scope="session")
 def four_bit(make_tiny, tmp_path_factory):
     """Return a loader of one tiny Llama in 4 bit; its folder is `.saved`.
@@ -90,24 +108,11 @@ def four_bit(make_tiny, tmp_path_factory):
     Sizes that bitsandbytes can repack: multiples of 64.
     """
     pytest.importorskip("bitsandbytes")
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
     saved = tmp_path_factory.mktemp("tiny")
     make_tiny(hidden_size=64, num_key_value_heads=2).save_pretrained(saved)
 
     def load():
-        return AutoModelForCausalLM.from_pretrained(
-            saved,
-            quantization_config=BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.float32,
-            ),
-            dtype=torch.float32,
-            device_map={"": "cpu"},
-        )
+        return in_four_bit(saved)
 
     load.saved = saved
     return load

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from test_notebook_runs import (
     SMALL,
+    find,
     lay_course,
     need_archives,
     read,
@@ -193,20 +194,20 @@ def run_all(page, lab, path):
         page.wait_for_timeout(500)
 
 
-def keep_until(path, last):
-    """Cut a notebook after the cell of that id, and forget outputs."""
-    notebook = read(path)
-    ids = [cell.id for cell in notebook.cells]
-    del notebook.cells[ids.index(last) + 1 :]
+def write(notebook, path):
+    """Write it without outputs: what is seen was then shown now."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     nbformat.write(notebook, path)
 
 
-def find(tmp_path, number):
-    [path] = (tmp_path / "notebooks").glob(f"{number}_*.ipynb")
-    return path
+def keep_until(path, last):
+    """Cut a notebook after the cell of that id."""
+    notebook = read(path)
+    ids = [cell.id for cell in notebook.cells]
+    del notebook.cells[ids.index(last) + 1 :]
+    write(notebook, path)
 
 
 def test_the_form_of_01_by_keyboard_and_mouse(lab, page, tmp_path):
@@ -355,11 +356,9 @@ def keep_only(path, ids, *others):
     notebook = read(path)
     notebook.cells = [cell for cell in notebook.cells if cell.id in ids]
     assert len(notebook.cells) == len(ids)
-    for cell in notebook.cells:
-        cell.outputs, cell.execution_count = [], None
     made = [nbformat.v4.new_code_cell(text) for text in others]
     notebook.cells[-1:-1] = made
-    nbformat.write(notebook, path)
+    write(notebook, path)
 
 
 @pytest.mark.parametrize("number", ["06", "07"])
@@ -443,12 +442,7 @@ def test_run_all_in_the_browser(name, lab, page, tmp_path):
     path = tmp_path / "notebooks" / name
     notebook = read(path)
     shrink(notebook, SMALL.get(number, {}))
-    # what is seen below was shown now, not committed
-    for cell in notebook.cells:
-        cell.pop("outputs", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, path)
+    write(notebook, path)
 
     cells, met = run_all(page, lab, path)
     page.screenshot(path=tmp_path / f"{number}-end.png")

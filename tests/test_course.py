@@ -321,6 +321,9 @@ def test_a_script_holds_the_named_cells(root, capsys):
     assert course.script("07") == 2
     assert "is there and differs" in capsys.readouterr().out
     assert "SEED = 5" in (root / "data/work/07/script.py").read_text()
+    edit(path, "import sys", "%pip list")
+    assert course.script("07") == 2
+    assert "07-cell-1 is no plain Python" in capsys.readouterr().out
     edit(path, "`07-cell-1`", "`07-cell-0`")
     assert course.script("07") == 2
     assert "has no code cell 07-cell-0" in capsys.readouterr().out

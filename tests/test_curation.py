@@ -109,11 +109,13 @@ def test_what_the_courses_reader_refuses_is_torn(tmp_path, monkeypatch):
     monkeypatch.setattr(curation, "LONGEST_LINE", 100)
     good = b'{"instruction": "Name three kinds of fruit."}'
     long = b'{"a": "' + b"x" * 350 + b'"}'
+    cut = good + b" " * 100 + b"and more"  # its start alone would be a row
     path, out = tmp_path / "a.jsonl", tmp_path / "kept.jsonl"
-    path.write_bytes(b"\n".join([b'{"a": NaN}', good, long, b'"x"', good]))
+    lines = [b'{"a": NaN}', good, long, b'"x"', cut, good]
+    path.write_bytes(b"\n".join(lines))
     for part in (1, 30, 90, 1000):
         counts = curate([path], make, out, part=part)
-        assert counts == {"kept": 1, TORN: 3, TWIN: 1}
+        assert counts == {"kept": 1, TORN: 4, TWIN: 1}
     assert out.read_bytes() == good + b"\n"
 
 
@@ -123,7 +125,8 @@ def test_what_the_courses_reader_refuses_is_torn(tmp_path, monkeypatch):
         ((None, "a"), "None is no name of a rule"),
         (("kept", "a"), "'kept' is no name of a rule"),
         (("", 3), "AttributeError"),
-        ("", "not enough values to unpack"),
+        ("", r"'' is no \(rule, key\)"),
+        ("no", r"'no' is no \(rule, key\)"),
     ],
 )
 def test_a_judge_that_fails_is_told_where(tmp_path, said, part):
@@ -152,13 +155,62 @@ def test_nothing_is_written_if_a_row_or_a_file_goes_wrong(tmp_path):
             file.write(b"{}\n")
         return lambda row: ("", None)
 
-    with pytest.raises(ValueError, match="changed while"):
+    with pytest.raises(ValueError, match="changed meanwhile"):
         curate([path], changing, out)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "changed", [b'{"n": 1}\n', b'{"n": 1}\n' * 3, b'{"n": 2}\n{"n": 1}\n']
+)
+def test_a_file_that_changes_before_it_is_read_again(
+    tmp_path, monkeypatch, changed
+):
+    """Shorter, longer, or of the same length: nothing is written."""
+    path, lines = tmp_path / "a.jsonl", curation._lines
+    write_rows(path, [{"n": 1}, {"n": 2}])
+    reads = []
+
+    def read(part):
+        reads.append(part)
+        if len(reads) == 2:
+            path.write_bytes(changed)
+        return lines(part)
+
+    monkeypatch.setattr(curation, "_lines", read)
+    with pytest.raises(ValueError, match="judged|meanwhile"):
+        curate([path], lambda: lambda row: ("", None), tmp_path / "out.jsonl")
+    assert len(reads) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_what_is_read_is_not_written_over(tmp_path):
+    judged = []
+
+    def watched():
+        return lambda row: judged.append(row) or ("", None)
+
+    path, beside = tmp_path / "a.jsonl", tmp_path / "a-left-out.jsonl"
+    for each in (path, beside):
+        write_rows(each, [{"n": 1}])
+        with pytest.raises(ValueError, match=f"{each.name} is read"):
+            curate([each], watched, path)
+    with pytest.raises(IsADirectoryError, match="name a file"):
+        curate([path], watched, tmp_path)
+    with pytest.raises(FileExistsError):
+        curate([path], watched, path / "out.jsonl")
+    with pytest.raises(ValueError, match="part is -1"):
+        curate([path], watched, tmp_path / "out.jsonl", part=-1)
+    assert not judged and len(list(tmp_path.iterdir())) == 2
+
+
 def gated():
     """Rules and gate: what a row must pass before it is trained on."""
+    if folder := os.environ.get("JUDGES"):  # where it is judged, for the test
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        (Path(folder) / node).touch()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(embedded())
@@ -252,6 +304,9 @@ def test_a_cluster_of_two_nodes_keeps_the_same_rows(
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     start = time.monotonic()
     counts = curate(files, gated, one, part=100_000)
+    judges = tmp_path / "judges"
+    judges.mkdir()
+    monkeypatch.setenv("JUDGES", str(judges))
     alone = time.monotonic() - start
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
@@ -264,6 +319,7 @@ def test_a_cluster_of_two_nodes_keeps_the_same_rows(
     finally:
         ray.shutdown()
         cluster.shutdown()
+    assert len(list(judges.iterdir())) == 2  # nodes
     assert two.read_bytes() == one.read_bytes()
     left = [
         path.with_name(f"{path.stem}-left-out.jsonl") for path in (one, two)

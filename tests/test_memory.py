@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import in_four_bit
 
 from instructft import memory
 from instructft.memory import Forecast, fits, forecast, four_bit_bytes, minutes
@@ -82,24 +83,6 @@ def held(layer):
     tensors = [layer.weight, state.absmax, state.code, state.offset]
     tensors += [state.state2.absmax, state.state2.code]
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def in_four_bit(path):
-    """A folder's model, as the recipes load it."""
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    return AutoModelForCausalLM.from_pretrained(
-        path,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-        ),
-        dtype=torch.float32,
-        device_map={"": "cpu"},
-    )
 
 
 def four_bit_layers(model):
@@ -570,11 +553,7 @@ def resident(name):
 def train(method, checkpointing, length, batch):
     import torch
     from datasets import Dataset
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        BitsAndBytesConfig,
-    )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     from instructft.models import embedded
@@ -584,17 +563,10 @@ def train(method, checkpointing, length, batch):
     # an adapter's are 39 MB
     steps = 2 if method == "full" else 1
     name = embedded()
-    four_bit = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=torch.float32,
-        device_map={"": "cpu"},
-        quantization_config=four_bit if method == "qlora" else None,
+    model = (
+        in_four_bit(name)
+        if method == "qlora"
+        else AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     )
     row = [
         {"role": "user", "content": "Count."},

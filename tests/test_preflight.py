@@ -126,6 +126,7 @@ def test_a_row_alone_wants_an_answer_and_a_template_with_markers(tokenizer):
     gate = RowGate(tokenizer, {tokenizer.eos_token_id}, None)
     asked = [{"role": "user", "content": "Say it."}]
     assert gate.rule(asked) == "every row teaches"
+    assert gate.faults([], []) == ["every row teaches"]
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = (
         "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"

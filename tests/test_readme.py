@@ -6,7 +6,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from test_repo import NOTEBOOKS, ROOT, pages
@@ -38,10 +37,10 @@ def cells(name):
     return {cell["id"]: cell for cell in found}
 
 
-def notebooks_table(names=tuple(NOTEBOOKS)):
+def notebooks_table():
     """Each notebook's number, promise and minutes, from its head."""
     rows = []
-    for name in names:
+    for name in NOTEBOOKS:
         lesson = report.lesson(ROOT / name)
         head = "".join(next(iter(cells(name).values()))["source"])
         learn = re.search(r"\*\*Learn\*\* (\d+) minutes", head)[1]
@@ -52,13 +51,14 @@ def notebooks_table(names=tuple(NOTEBOOKS)):
     return table(["notebook", "promise", "minutes to learn", "run"], rows)
 
 
-def methodology_table(entries=None):
+def entries():
+    return json.loads(MAP.read_text("utf-8"))
+
+
+def methodology_table():
     """Each statement of the seven steps, and the cells that do it."""
-    entries = (
-        json.loads(MAP.read_text("utf-8")) if entries is None else entries
-    )
     rows, before = [], None
-    for entry in entries:
+    for entry in entries():
         step = entry["step"]
         where = []
         for place in entry["cells"]:
@@ -102,10 +102,6 @@ def test_a_planted_mismatch_is_found(old, new):
     assert old in text
     wrong = text.replace(old, new, 1)
     assert rendered(wrong) != wrong
-
-
-def entries():
-    return json.loads(MAP.read_text("utf-8"))
 
 
 def undone(entry):
@@ -195,4 +191,4 @@ if __name__ == "__main__":
         sys.exit("usage: python tests/test_readme.py write")
     readme = ROOT / "README.md"
     text = rendered(readme.read_text("utf-8"))
-    Path(readme).write_text(text, "utf-8", newline="\n")
+    readme.write_text(text, "utf-8", newline="\n")

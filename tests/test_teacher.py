@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import random
 import subprocess
@@ -31,6 +32,7 @@ from instructft.teacher import (
     Recorded,
     Stopped,
     Teacher,
+    _Came,
     local,
     price_of,
 )
@@ -229,28 +231,58 @@ def test_several_endpoints_share_the_work(make, server):
 
 
 @pytest.mark.parametrize(
-    ("fault", "tries"),
+    "fault",
     [
-        (None, 2),  # it died
-        (error(401), 2),
-        (error(404), 2),
-        (error(503), 2),
-        ((*error(429), {"retry-after": "100"}), 2),
-        ((*error(429), {"retry-after": "1000"}), 2),
+        None,  # it died
+        error(401),
+        error(404),
+        error(503),
+        (*error(429), {"retry-after": "100"}),
+        (*error(429), {"retry-after": "1000"}),
     ],
 )
-def test_an_endpoint_that_fails_is_left_to_the_others(
-    make, server, fault, tries
-):
+def test_an_endpoint_that_fails_is_left_to_the_others(make, server, fault):
     """All replies come, soon, and few requests go to the one that fails."""
     with serving() as other:
         other.answer = lambda request, count: fault
         urls = [other.url, server.url]
         start = time.monotonic()
-        replies = make(base_url=urls, at_once=tries).ask(asks(12))
+        replies = make(base_url=urls, at_once=2).ask(asks(12))
         assert [r.state for r in replies] == ["ok"] * 12
-        assert 1 <= len(other.got) <= tries
+        assert 1 <= len(other.got) <= 2
         assert time.monotonic() - start < 20
+
+
+REFUSES = _Came("failed", "401", stops=True)
+BUSY = _Came("failed", "503", again=True)
+ASKS = _Came("failed", "429", again=True, wait=100.0)
+ASKS_LONG = _Came("failed", "429", stops=True, wait=1000.0)
+
+
+@pytest.mark.parametrize(
+    ("came", "rest"),
+    [
+        ([BUSY], module.REST),
+        ([ASKS], 100),
+        ([ASKS, BUSY], 100),  # one that was under way does not shorten it
+        ([ASKS_LONG], 1000),
+        ([ASKS_LONG, BUSY], 1000),
+        ([REFUSES], math.inf),
+        ([REFUSES, BUSY], math.inf),
+    ],
+)
+def test_how_long_an_endpoint_is_left_alone(came, rest):
+    run = object.__new__(module._Run)
+    run._rests = {"a": 0.0, "b": 0.0}
+    start = time.monotonic()
+    for each in came:
+        after = run._rested("a", each)
+        assert after.again and not after.stops and after.wait == 0
+    assert run._rests["a"] - start == pytest.approx(rest, abs=1)
+    # where the other rests too, the soonest is waited for, if it is soon
+    after = run._rested("b", ASKS)
+    assert after.wait == pytest.approx(min(rest, 100), abs=1)
+    assert run._rested("b", REFUSES).stops == (rest > module.LONGEST_WAIT)
 
 
 def test_an_endpoint_comes_back_after_a_rest(make, server, monkeypatch):
