@@ -160,21 +160,28 @@ def test_nothing_is_written_if_a_row_or_a_file_goes_wrong(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+SHORT = b'{"n": 1, "m": 22}\n'  # one row in the bytes of two
+
+
 @pytest.mark.parametrize(
-    "changed", [b'{"n": 1}\n', b'{"n": 1}\n' * 3, b'{"n": 2}\n{"n": 1}\n']
+    "changed", [SHORT, b'{"n": 1}\n' * 3, b'{"n": 2}\n{"n": 1}\n']
 )
 def test_a_file_that_changes_before_it_is_read_again(
     tmp_path, monkeypatch, changed
 ):
-    """Shorter, longer, or of the same length: nothing is written."""
+    """Fewer rows, more, or as many: nothing is written."""
     path, lines = tmp_path / "a.jsonl", curation._lines
     write_rows(path, [{"n": 1}, {"n": 2}])
+    before = path.stat()
     reads = []
 
     def read(part):
         reads.append(part)
         if len(reads) == 2:
             path.write_bytes(changed)
+            if changed == SHORT:  # and nothing else tells that it changed
+                assert len(SHORT) == before.st_size
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         return lines(part)
 
     monkeypatch.setattr(curation, "_lines", read)
@@ -184,7 +191,8 @@ def test_a_file_that_changes_before_it_is_read_again(
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-def test_what_is_read_is_not_written_over(tmp_path):
+def test_what_is_read_is_not_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     judged = []
 
     def watched():
@@ -194,7 +202,7 @@ def test_what_is_read_is_not_written_over(tmp_path):
     for each in (path, beside):
         write_rows(each, [{"n": 1}])
         with pytest.raises(ValueError, match=f"{each.name} is read"):
-            curate([each], watched, path)
+            curate([each], watched, "a.jsonl")
     with pytest.raises(IsADirectoryError, match="name a file"):
         curate([path], watched, tmp_path)
     with pytest.raises(FileExistsError):
