@@ -367,7 +367,7 @@ def bars(
     names = list(next(iter(groups.values())))
     # side by side long names, or the figures of many bars, would overlap
     wide = max(map(len, names)) * len(names)
-    lying = wide > 60 or len(names) * len(groups) > 20
+    lying = wide > 60 or len(names) * len(groups) > 12
     height = 0.6 + 0.25 * len(names) * len(groups) if lying else 2.8
     figure = Figure(figsize=(6, height), layout="constrained")
     axes = figure.subplots()
@@ -397,7 +397,7 @@ def bars(
     places = [x + middle for x in range(len(names))]
     if lying:
         axes.set_yticks(places, names, parse_math=False)  # $ is a dollar
-        axes.set(xlim=(0, 1.2), xticks=[0, 0.5, 1])
+        axes.set(xlim=(0, 1.25), xticks=[0, 0.5, 1])
         axes.invert_yaxis()
     else:
         axes.set_xticks(places, names, parse_math=False)
@@ -761,6 +761,7 @@ def sunburst(pairs: Sequence[tuple[str, str]], inner: int = 20) -> View:
     from matplotlib.figure import Figure
 
     firsts = Counter(first for first, _ in pairs).most_common(inner)
+    shown = sum(count for _, count in firsts)
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     rings: list[tuple[list, list, list]] = [([], [], []), ([], [], [])]
@@ -770,13 +771,12 @@ def sunburst(pairs: Sequence[tuple[str, str]], inner: int = 20) -> View:
         seconds = Counter(b for a, b in pairs if a == first and b)
         common = seconds.most_common(4)
         rest = count - sum(n for _, n in common)
-        for ring, parts in zip(
-            rings, ([(first, count)], [*common, ("", rest)]), strict=True
-        ):
+        parts_of = [(first, count)], [*common, ("", rest)]
+        for ring, parts, fit in zip(rings, parts_of, (90, 180), strict=True):
             for name, size in parts:
                 ring[0].append(size)
-                # on a sliver it would lie across its neighbours
-                ring[1].append(name if size > len(pairs) / 150 else "")
+                # so many names find room around the ring
+                ring[1].append(name if size > shown / fit else "")
                 ring[2].append(colour)
         named = ", ".join(f"{name} {n}" for name, n in common)
         text.append(f"{count:4}  {first:14} {named}")
@@ -795,7 +795,6 @@ def sunburst(pairs: Sequence[tuple[str, str]], inner: int = 20) -> View:
             wedge.set_alpha(0.5)
         for label in labels if radius < 1 else []:
             label.set(ha="center", va="center")
-    shown = sum(count for _, count in firsts)
     text.append(f"{shown} of {len(pairs)} pairs")
     return View("\n".join(text), png=_png(figure))
 
