@@ -104,14 +104,14 @@ def curate(
     code = np.concatenate([np.empty(0, np.int32), *codes])
     none = np.empty((0, 2), np.uint64)
     key = np.concatenate([none, *(each.keys for each in judged)])
-    counts = [len(each) for each in codes]
+    lengths = [len(each) for each in codes]
     del judged, codes
     may = np.flatnonzero((code == rules.index("")) & key.any(1))
     _, first = np.unique(key[may], axis=0, return_index=True)
     code[np.delete(may, first)] = rules.index(TWIN)
     verdict = iter(code)
     with whole_file(out) as kept, whole_file(beside) as left_out:
-        for each, left in zip(parts, counts, strict=True):
+        for each, left in zip(parts, lengths, strict=True):
             for place, line in _lines(each):
                 left -= 1
                 rule = rules[next(verdict, 0)]
