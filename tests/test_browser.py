@@ -361,6 +361,37 @@ def keep_only(path, ids, *others):
     write(notebook, path)
 
 
+def test_the_xray_of_05a_by_keyboard_and_mouse(lab, page, tmp_path):
+    """The notebook's own cell, with a stand-in for the losses."""
+    page, _ = page
+    path = find(tmp_path, "05a")
+    rows = (
+        "tokenizer = AutoTokenizer.from_pretrained(embedded())\n"
+        "ids = [tokenizer(t).input_ids for t in ('red', 'blue', 'green')]\n"
+        "seen = [(each, each) for each in ids]\n"
+        "before = [[3.0] * len(each) for each in ids]\n"
+        "after = [[0.1] * len(each) for each in ids]"
+    )
+    keep_only(path, ["05a-imports", "05a-xray"], rows)
+    cells, _ = run_all(page, lab, path)
+    assert not errors_in(cells)
+    area = page.locator(".jp-OutputArea").filter(
+        has=page.get_by_role("button", name="before")
+    )
+    seen = area.locator(".widget-output")
+    seen.get_by_text("red", exact=True).wait_for()
+    shown = {"before": seen.inner_html()}
+    area.get_by_role("button", name="after").click()
+    page.wait_for_function(
+        "([e, old]) => e.innerHTML !== old && e.innerText.includes('red')",
+        arg=[seen.element_handle(), shown["before"]],
+    )
+    area.locator(".noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    seen.get_by_text("blue", exact=True).wait_for()
+    page.screenshot(path=tmp_path / "05a-xray.png")
+
+
 @pytest.mark.parametrize("number", ["06", "07"])
 def test_the_chat_by_keyboard_and_mouse(number, lab, page, tmp_path):
     """The notebook's own cell, with a stand-in for the tuned model."""
