@@ -220,8 +220,8 @@ MUTANTS = [
     Mutant(
         "two-openings-passed",
         "preflight.py",
-        "twice = ids[:1] == ids[1:2] and ids[0] in self._special",
-        "twice = ids[:1] == ids[1:2] == ids[2:3]",
+        "twice = ids and ids[:1] == ids[1:2] and ids[0] in self._special",
+        "twice = ids and ids[:1] == ids[1:2] == ids[2:3]",
         "test_preflight.py",
         "two_openings",
     ),
