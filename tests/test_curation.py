@@ -252,7 +252,8 @@ def write_many(path, count, seed=0):
 
 
 ALONE = """
-import sys
+import os, ray, sys
+from instructft import curation
 from instructft.curation import curate
 
 def make():
@@ -266,6 +267,12 @@ if __name__ == "__main__":
     except ValueError as error:
         print("refused:", error)
     print(curate([], make, out, ray=True))
+    curation._seen = lambda make, files: [os.getpid()]  # no two see the same
+    try:
+        curate([good], make, out + "2", ray=True)
+    except ValueError as error:
+        left = ray.is_initialized(), os.path.exists(out + "2")
+        print("refused:", error, *left)
 """
 
 
@@ -292,6 +299,7 @@ def test_ray_on_this_machine(tmp_path):
     assert lines[0] == "{'kept': 10, 'even': 10}"
     assert re.match(r"refused: .*bad\.jsonl, byte 9: .*KeyError", lines[1])
     assert lines[2] == "{'kept': 0}"
+    assert lines[3].endswith("sees other files than this machine False False")
 
 
 @pytest.mark.slow

@@ -335,6 +335,27 @@ def test_long_names_lie_beside_their_bars():
     assert "(0.0% to 50.0%)" in view.text
 
 
+def test_many_bars_lie_too():
+    """The figures of fifteen bars would stand on their neighbours."""
+    names = "abcde"
+    upright = {g: dict.fromkeys(names, 0.1) for g in "xy"}
+    assert size(show.bars(upright).png) == (600, 280)
+    lying = upright | {"z": dict.fromkeys(names, 0.1)}
+    assert size(show.bars(lying).png) == (600, 435)
+
+
+@pytest.mark.parametrize(("count", "named"), [(3, False), (4, True)])
+def test_a_sliver_of_the_ring_has_no_name(count, named):
+    """Of 300 and a few: about 90 names find room in the inner ring."""
+
+    def drawn(name):
+        pairs = [("write", "")] * 300 + [(name, "")] * count
+        return show.sunburst(pairs)
+
+    assert drawn("tiny").text != drawn("wee").text
+    assert (drawn("tiny").png != drawn("wee").png) == named
+
+
 def test_pictures_are_the_same_twice():
     assert show.curve(LOG).png == show.curve(LOG).png
     assert show.bars(SHARES, SPREAD).png == show.bars(SHARES, SPREAD).png
